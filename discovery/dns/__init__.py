@@ -1,0 +1,1 @@
+"""The DNS role: answers the zone from the Catalog and forwards the rest."""

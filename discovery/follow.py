@@ -1,0 +1,103 @@
+"""Keeps something running as the newest Catalog says: HAProxy, the DNS zone, a file made from a template."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from discovery.catalog import Catalog, Problem
+from discovery.errors import DiscoveryError
+from discovery.feed import Feed, Published
+from discovery.retry import Backoff
+
+log = structlog.get_logger(__name__)
+
+QUIET_SECONDS = 0.05
+MOST_SECONDS = 0.5
+RECHECK_SECONDS = 5.0
+
+
+class Applier(Protocol):
+    """Makes one thing be as a Catalog says."""
+
+    name: str
+
+    def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
+        """Return only when it is running, and then what of the catalog could not be, on this node.
+
+        Raises a DiscoveryError when it could not be made to run; the last good state then still does. Is
+        called again with the same catalog to retry, to recheck problems, and when its own ground changed, and
+        costs next to nothing when there is nothing to do.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerStatus:
+    """How far a follower is. ``applied_revision`` is the one confirmed running, None before the first."""
+
+    name: str
+    applied_revision: int | None = None
+    problems: tuple[Problem, ...] = ()
+    error: str | None = None
+
+
+class Follower:
+    """Applies the newest catalog, gathers bursts, retries failures. One thread calls ``run``."""
+
+    def __init__(
+        self,
+        feed: Feed[Catalog],
+        applier: Applier,
+        *,
+        quiet_seconds: float = QUIET_SECONDS,
+        most_seconds: float = MOST_SECONDS,
+        on_applied: Callable[[FollowerStatus, float], None] = lambda _status, _seconds: None,
+    ) -> None:
+        self.status = FollowerStatus(applier.name)
+        self._feed = feed
+        self._applier = applier
+        self._quiet_seconds = quiet_seconds
+        self._most_seconds = most_seconds
+        self._on_applied = on_applied
+        self._poked = threading.Event()
+        self._backoff = Backoff(first_seconds=0.5, most_seconds=30)
+
+    def poke(self) -> None:
+        """Apply again soon although the catalog is the same: the ground changed (a template, a process)."""
+        self._poked.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow until ``stop``."""
+        current: Published[Catalog] | None = None
+        due: float | None = None
+        while not stop.is_set():
+            newer = self._feed.wait(current.sequence if current else 0, timeout_seconds=0.1)
+            if newer is not None:
+                current = self._feed.gather(newer, self._quiet_seconds, self._most_seconds)
+            elif current is None or not (self._poked.is_set() or (due and time.monotonic() >= due)):
+                continue
+            self._poked.clear()
+            wait_seconds = self._apply(current.value)
+            due = time.monotonic() + wait_seconds if wait_seconds else None
+
+    def _apply(self, catalog: Catalog) -> float | None:
+        """Apply once; the seconds after which to try again, None when there is no need."""
+        began = time.monotonic()
+        before = self.status
+        try:
+            problems = self._applier.apply(catalog)
+        except DiscoveryError as error:
+            self.status = FollowerStatus(before.name, before.applied_revision, before.problems, str(error))
+            if before.error != str(error):
+                log.error("apply_failed", applier=before.name, revision=catalog.revision, error=str(error))
+            return self._backoff.next_seconds()
+        self._backoff.reset()
+        self.status = FollowerStatus(before.name, catalog.revision, problems)
+        if before.error is not None:
+            log.info("apply_recovered", applier=before.name, revision=catalog.revision)
+        self._on_applied(self.status, time.monotonic() - began)
+        return RECHECK_SECONDS if problems else None

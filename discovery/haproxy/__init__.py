@@ -1,0 +1,1 @@
+"""HAProxy: from a Catalog to a running, confirmed configuration."""

@@ -1,0 +1,364 @@
+"""Keys and values of the store ↔ services: the one place that knows the key contract. Pure.
+
+Everything read is untrusted. A reader never fails on it: what does not keep the contract becomes a
+Problem, and the rest is as if it were not there.
+"""
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+from discovery.catalog import Attributes, Consequence, Instance, Problem, Scheme, Service
+from discovery.errors import SchemaError
+from discovery.options import parse_option
+from discovery.stores.base import Entry
+
+SERVICES = "/services/"
+EDGES = "/edges/"
+
+VALUE_BYTES = 64 * 1024
+"""A longer value is refused unread."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
+_ID = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]{0,198}[A-Za-z0-9_])?")
+_SHOWN = 100
+
+_LEAVES = ("scheme", "host_port")
+_DIRECTORIES = ("hosts/", "attributes/", "options/")
+
+T = TypeVar("T")
+
+
+# ---- values -----------------------------------------------------------------------------------------
+
+
+def parse_name(text: str) -> str:
+    """``text`` if it is a service name: one lowercase DNS label, underscores allowed inside (design 1.1)."""
+    if not _NAME.fullmatch(text):
+        raise SchemaError("a name is 1 to 63 of a-z 0-9 - _, beginning and ending with a letter or digit")
+    return text
+
+
+def to_name(text: str) -> str:
+    """The nearest service name to any text, such as an image's or a container's name.
+
+    Raises SchemaError when nothing of it can stay.
+    """
+    name = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:63].strip("-_")
+    if not name:
+        raise SchemaError(f"no service name can be made of {printable(text)!r}")
+    return name
+
+
+def parse_id(text: str) -> str:
+    """``text`` if it is a safe instance id: up to 200 of letters, digits and ``_ . : -``."""
+    if not _ID.fullmatch(text):
+        raise SchemaError(
+            "an instance id is 1 to 200 of A-Z a-z 0-9 _ . : -, with a letter, digit or _ at both ends"
+        )
+    return text
+
+
+def parse_scheme(text: str) -> Scheme:
+    """``http`` or ``tcp``."""
+    for scheme in get_args(Scheme):
+        if text == scheme:
+            return text  # type: ignore[return-value]  # it is one of the literal's own words
+    raise SchemaError(f"unknown scheme {printable(text)!r}, it is http or tcp")
+
+
+def parse_port(text: str) -> int:
+    """A TCP port, 1 to 65535."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise SchemaError(f"{printable(text)!r} is no port from 1 to 65535")
+    return int(text)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``ip:port`` or ``[ipv6]:port`` → canonical address and port. Host names are refused.
+
+    A name that does not resolve would stop HAProxy's whole configuration.
+    """
+    host, separator, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        address = None
+    if not separator or address is None or bracketed != (address.version == 6) or "%" in host:
+        raise SchemaError(f"{printable(text)!r} is no address, it is ip:port or [ipv6]:port")
+    if address.is_unspecified or address.is_multicast:
+        raise SchemaError(f"nothing can be reached at {printable(text)!r}")
+    return str(address), parse_port(port)
+
+
+def parse_attributes(text: str) -> Attributes:
+    """The JSON object of ``attributes/<id>``. Unknown members are ignored, so that newer writers are read."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise SchemaError("is no JSON") from None
+    if not isinstance(data, dict):
+        raise SchemaError("is no JSON object")
+    return Attributes(
+        scheme=_member(data, "scheme", str, parse_scheme),
+        host_port=_member(data, "host_port", int, lambda number: parse_port(str(number))),
+        weight=_member(data, "weight", int, _parse_weight),
+        node=_member(data, "node", str, printable),
+        container=_member(data, "container", str, printable),
+        image=_member(data, "image", str, printable),
+        tags=_member(data, "tags", list, lambda tags: tuple(printable(str(tag)) for tag in tags)) or (),
+        options=_member(data, "options", dict, _parse_texts) or {},
+        draining=_member(data, "draining", bool, lambda flag: flag) or False,
+    )
+
+
+def _member(data: dict[str, Any], name: str, kind: type[Any], parse: Callable[[Any], T]) -> T | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    # bool is an int to isinstance, but `"weight": true` is a mistake.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise SchemaError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    try:
+        return parse(value)
+    except SchemaError as error:
+        raise SchemaError(f"{name}: {error}") from None
+
+
+def _parse_weight(weight: int) -> int:
+    if not 0 <= weight <= 256:
+        raise SchemaError("a weight is 0 to 256")
+    return weight
+
+
+def _parse_texts(values: dict[str, Any]) -> Mapping[str, str]:
+    return {str(name): str(value) for name, value in values.items()}
+
+
+def printable(text: str) -> str:
+    """``text`` for people and logs: control characters escaped, at most 100 characters."""
+    shown = text[: _SHOWN + 1].encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
+
+
+# ---- writing ----------------------------------------------------------------------------------------
+
+
+def service_prefix(name: str) -> str:
+    """The directory of one service, with its final slash."""
+    return f"{SERVICES}{name}/"
+
+
+def instance_keys(name: str, instance: Instance) -> dict[str, str]:
+    """The keys that belong to this one instance."""
+    prefix = service_prefix(name)
+    return {
+        f"{prefix}hosts/{instance.id}": instance.address,
+        f"{prefix}attributes/{instance.id}": encode_attributes(instance.attributes),
+    }
+
+
+def shared_keys(name: str, attributes: Attributes) -> dict[str, str]:
+    """The keys that an instance shares with all others of its service."""
+    prefix = service_prefix(name)
+    keys: dict[str, str] = {f"{prefix}scheme": attributes.scheme or "http"}
+    if attributes.host_port is not None:
+        keys[f"{prefix}host_port"] = str(attributes.host_port)
+    return keys
+
+
+def encode_attributes(attributes: Attributes) -> str:
+    """The inverse of parse_attributes, without members that say nothing, in one fixed order."""
+    members = {
+        "scheme": attributes.scheme,
+        "host_port": attributes.host_port,
+        "weight": attributes.weight,
+        "node": attributes.node,
+        "container": attributes.container,
+        "image": attributes.image,
+        "tags": list(attributes.tags) or None,
+        "options": dict(attributes.options) or None,
+        "draining": attributes.draining or None,
+    }
+    return json.dumps({name: value for name, value in members.items() if value is not None})
+
+
+# ---- reading ----------------------------------------------------------------------------------------
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """``/services/<name>/<rest>`` → name and rest, each as it stands, maybe empty, unchecked."""
+    name, _, rest = key.removeprefix(SERVICES).partition("/")
+    return name, rest
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the entries of one service say.
+
+    ``service`` is None when there is none to serve. ``claimed`` is the revision since which its
+    host_port is claimed, None without one.
+    """
+
+    service: Service | None
+    problems: tuple[Problem, ...] = ()
+    claimed: int | None = None
+
+
+def decode_service(name: str, entries: Mapping[str, Entry], last: Service | None = None) -> Decoded:
+    """The service that these entries (by key below ``/services/<name>/``) describe.
+
+    A bad instance is left out. A bad scheme or option keeps the value of ``last``, the service as it was
+    before; without one a bad scheme leaves the whole service out, for guessing would serve it wrongly.
+    """
+    try:
+        parse_name(name)
+    except SchemaError as error:
+        problem = Problem(None, f"{SERVICES}{printable(name)}", str(error))
+        return Decoded(None, (problem,) if entries else ())
+    return _Decoder(name, entries, last).decode()
+
+
+class _Decoder:
+    """One reading of one service; a class only for what its steps share."""
+
+    def __init__(self, name: str, entries: Mapping[str, Entry], last: Service | None) -> None:
+        self.name = name
+        self.entries = entries
+        self.last = last
+        self.problems: list[Problem] = []
+
+    def decode(self) -> Decoded:
+        self._report_unknown_keys()
+        instances = self._instances()
+        # Newest first: where instances disagree, the newest is believed.
+        newest = sorted(instances, key=lambda each: (-self.entries[f"hosts/{each.id}"].created, each.id))
+        known = any(key in self.entries for key in ("scheme", "host_port")) or self._any("hosts/", "options/")
+        scheme = self._scheme(newest)
+        if not known or scheme is None:
+            return Decoded(None, tuple(self.problems))
+        host_port, claimed = self._host_port(newest)
+        service = Service(self.name, scheme, host_port, tuple(instances), self._options(newest))
+        return Decoded(service, tuple(self.problems), claimed)
+
+    # -- the parts
+
+    def _instances(self) -> list[Instance]:
+        instances = []
+        for id_, entry in self._below("hosts/"):
+            try:
+                host, port = self._read(entry, parse_address)
+                parse_id(id_)
+            except SchemaError as error:
+                self._problem(entry.key, str(error))
+                continue
+            instances.append(Instance(id_, host, port, self._attributes(id_)))
+        return sorted(instances, key=lambda instance: instance.id)
+
+    def _attributes(self, id_: str) -> Attributes:
+        entry = self.entries.get(f"attributes/{id_}")
+        if entry is None:
+            return Attributes()
+        try:
+            return self._read(entry, parse_attributes)
+        except SchemaError as error:
+            self._problem(entry.key, str(error))
+            return Attributes()
+
+    def _scheme(self, newest: list[Instance]) -> Scheme | None:
+        """Operator's option > key > newest instance > http; None when only a bad word is to be had."""
+        for key in ("options/scheme", "scheme"):
+            if (entry := self.entries.get(key)) is None:
+                continue
+            try:
+                scheme = self._read(entry, parse_scheme)
+            except SchemaError as error:
+                keep = self.last is not None
+                self._problem(entry.key, str(error), "kept at its last good value" if keep else "left out")
+                return self.last.scheme if self.last else None
+            self._report_disagreement("scheme", scheme, newest)
+            return scheme
+        words = [i.attributes.scheme for i in newest if i.attributes.scheme]
+        if words:
+            self._report_disagreement("scheme", words[0], newest)
+            return words[0]
+        return "http"
+
+    def _host_port(self, newest: list[Instance]) -> tuple[int | None, int | None]:
+        """The port and the revision since which it is claimed."""
+        for key in ("options/host_port", "host_port"):
+            if (entry := self.entries.get(key)) is None:
+                continue
+            try:
+                port = self._read(entry, parse_port)
+            except SchemaError as error:
+                keep = self.last is not None and self.last.host_port is not None
+                self._problem(entry.key, str(error), "kept at its last good value" if keep else "left out")
+                return (self.last.host_port if self.last else None), entry.created
+            self._report_disagreement("host_port", port, newest)
+            return port, entry.created
+        claims = [i for i in newest if i.attributes.host_port is not None]
+        if not claims:
+            return None, None
+        port = claims[0].attributes.host_port or 0
+        self._report_disagreement("host_port", port, newest)
+        agreeing = [i for i in claims if i.attributes.host_port == port]
+        return port, min(self.entries[f"hosts/{i.id}"].created for i in agreeing)
+
+    def _options(self, newest: list[Instance]) -> Mapping[str, str]:
+        options: dict[str, str] = {}
+        for instance in reversed(newest):
+            for option, text in instance.attributes.options.items():
+                try:
+                    options[option] = parse_option(option, text)
+                except SchemaError as error:
+                    subject = f"{service_prefix(self.name)}attributes/{instance.id}"
+                    self._problem(subject, f"option {printable(option)}: {error}")
+        for option, entry in self._below("options/"):
+            if option in ("scheme", "host_port"):
+                continue
+            try:
+                options[option] = self._read(entry, lambda text, option=option: parse_option(option, text))  # type: ignore[misc]
+            except SchemaError as error:
+                last = self.last.options.get(option) if self.last else None
+                if last is not None:
+                    options[option] = last
+                self._problem(entry.key, str(error), "kept at its last good value" if last else "left out")
+        return options
+
+    # -- reading and reporting
+
+    def _read(self, entry: Entry, parse: Callable[[str], T]) -> T:
+        if entry.error is not None:
+            raise SchemaError(f"cannot be read: {printable(entry.error)}")
+        if len(entry.value) > VALUE_BYTES:
+            raise SchemaError(f"is longer than {VALUE_BYTES // 1024} KiB")
+        # `echo` and editors end a file with a newline; it is not part of the value.
+        return parse(entry.value.strip(" \t\r\n"))
+
+    def _below(self, directory: str) -> Iterator[tuple[str, Entry]]:
+        for key in sorted(self.entries):
+            if key.startswith(directory):
+                yield key.removeprefix(directory), self.entries[key]
+
+    def _any(self, *directories: str) -> bool:
+        return any(key.startswith(directories) for key in self.entries)
+
+    def _problem(self, key: str, reason: str, consequence: Consequence = "left out") -> None:
+        self.problems.append(Problem(self.name, printable(key), reason, consequence))
+
+    def _report_unknown_keys(self) -> None:
+        for key, entry in self.entries.items():
+            if key not in _LEAVES and not key.startswith(_DIRECTORIES):
+                self._problem(entry.key, "is no key of the contract")
+
+    def _report_disagreement(self, what: str, chosen: object, newest: list[Instance]) -> None:
+        for instance in newest:
+            said = getattr(instance.attributes, what)
+            if said is not None and said != chosen:
+                reason = f"instance {instance.id} says {what} {said}, in force is {chosen}"
+                self._problem(f"{service_prefix(self.name)}{what}", reason, "reported")

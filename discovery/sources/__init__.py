@@ -1,0 +1,1 @@
+"""Where instances come from: the Docker engine, an announced process."""

@@ -52,7 +52,7 @@ class Templates:
             self._environment.cache.clear()
 
     def _place(self, error: BaseException, name: str) -> str:
-        """``file:line`` of the innermost template in the traceback, where Jinja puts the templates' own lines."""
+        """``file:line`` of the innermost template in the traceback, where Jinja puts its own lines."""
         place = name
         trace = error.__traceback__
         while trace is not None:

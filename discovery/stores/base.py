@@ -100,8 +100,8 @@ class Store(Protocol):
         """Every change under ``prefix`` after ``revision``, in order, for ever.
 
         Yields at least every HEARTBEAT_SECONDS, with no changes if there are none. Resumes by itself
-        where it can; raises StoreUnavailable when the store has been out of reach for the store's time-out (call
-        again with the last revision seen), HistoryLost when changes since ``revision`` are gone.
+        where it can; raises StoreUnavailable when the store has been out of reach for its time-out
+        (call again with the last revision seen), HistoryLost when changes since ``revision`` are gone.
         Closing the iterator frees what it holds.
         """
         ...

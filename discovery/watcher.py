@@ -1,0 +1,162 @@
+"""Follows one prefix of the store and publishes what it makes of it: store → feed.
+
+List once, then follow the changes. While the store is out of reach nothing is published, so that every
+reader keeps what it has.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Generator, Iterator
+from typing import Generic, Protocol, TypeVar, cast
+
+import structlog
+
+from discovery.errors import HistoryLost, StoreError
+from discovery.feed import Feed
+from discovery.lastgood import LastGood
+from discovery.outage import OutageGuard
+from discovery.retry import Backoff
+from discovery.stores.base import Changes, Entry, Snapshot, Store
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+SAVE_SECONDS = 5.0
+
+
+class Fold(Protocol[T_co]):
+    """Makes a value of a snapshot, and the next value of each batch of changes."""
+
+    def reset(self, snapshot: Snapshot) -> T_co:
+        """The value of a whole snapshot."""
+        ...
+
+    def apply(self, changes: Changes) -> T_co:
+        """The value after these changes."""
+        ...
+
+
+class KeysFold:
+    """The raw values by key, for generic templates."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def reset(self, snapshot: Snapshot) -> dict[str, str]:
+        """All values of the snapshot."""
+        self._values = {key: entry.value for key, entry in snapshot.entries.items() if entry.error is None}
+        return self._values
+
+    def apply(self, changes: Changes) -> dict[str, str]:
+        """A new mapping; the former one is left as it was."""
+        values = dict(self._values)
+        for change in changes.changes:
+            if change.entry is None or change.entry.error is not None:
+                values.pop(change.key, None)
+            else:
+                values[change.key] = change.entry.value
+        self._values = values
+        return values
+
+
+class Watcher(Generic[T]):
+    """One thread calls ``run``; ``connected`` and ``read_once`` may be read from any."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        fold: Fold[T],
+        feed: Feed[T],
+        *,
+        hold_seconds: float,
+        last_good: LastGood | None = None,
+    ) -> None:
+        self.connected = False
+        self.read_once = False
+        self._store = store
+        self._prefix = prefix
+        self._fold = fold
+        self._feed = feed
+        self._guard = OutageGuard(hold_seconds)
+        self._last_good = last_good
+        self._backoff = Backoff(first_seconds=0.2, most_seconds=5)
+        self._unsaved_since: float | None = None
+        self._outage_reported = False
+
+    @property
+    def held(self) -> int:
+        """How many removals are held back after an outage."""
+        return self._guard.held
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the prefix until ``stop``; store errors are waited out."""
+        outage = False
+        while not stop.is_set():
+            try:
+                snapshot = self._store.snapshot(self._prefix)
+                self._begin(snapshot, outage)
+                outage = False
+                self._follow(snapshot.revision, stop)
+            except HistoryLost as error:
+                log.info("watch_history_lost", store=self._store.url, reason=str(error))
+            except StoreError as error:
+                outage = True
+                self._report_outage(error)
+                stop.wait(self._backoff.next_seconds())
+        self._save()
+
+    def _begin(self, snapshot: Snapshot, after_outage: bool) -> None:
+        if not self.connected:
+            log.info("store_connected", store=self._store.url, keys=len(snapshot.entries))
+        self.connected = self.read_once = True
+        self._outage_reported = False
+        self._backoff.reset()
+        believed = self._guard.reset(snapshot, after_outage=after_outage, now_seconds=time.monotonic())
+        if self._guard.held:
+            log.warning("removals_held_back", keys=self._guard.held, reason="the store was out of reach")
+        self._unsaved_since = self._unsaved_since or time.monotonic()
+        self._feed.publish(self._fold.reset(believed))
+
+    def _follow(self, revision: int, stop: threading.Event) -> None:
+        # Every watch is a generator; the protocol promises only what readers need, an iterator.
+        watch = cast("Generator[Changes]", self._store.watch(self._prefix, revision))
+        with contextlib.closing(watch):
+            for changes in _until(watch, stop):
+                believed = self._guard.apply(changes, now_seconds=time.monotonic())
+                if believed.changes:
+                    self._feed.publish(self._fold.apply(believed))
+                    self._unsaved_since = self._unsaved_since or time.monotonic()
+                elif self._unsaved_since and time.monotonic() - self._unsaved_since > SAVE_SECONDS:
+                    # Only when it is quiet, for a change must not wait for the disk.
+                    self._save()
+
+    def _report_outage(self, error: StoreError) -> None:
+        self.connected = False
+        if not self._outage_reported:
+            log.error("store_unreachable", store=self._store.url, error=str(error), serving="last good state")
+        self._outage_reported = True
+        if self._feed.latest is None and self._last_good is not None:
+            self._restore(self._last_good.load())
+
+    def _restore(self, entries: dict[str, Entry]) -> None:
+        if entries:
+            log.warning("last_good_restored", keys=len(entries))
+            self._guard.restore(entries)
+            # Revision 0: no revision of the store that is out of reach can be vouched for.
+            self._feed.publish(self._fold.reset(Snapshot(0, entries)))
+
+    def _save(self) -> None:
+        if self._last_good is not None and self._unsaved_since is not None:
+            self._last_good.save(self._guard.entries)
+        self._unsaved_since = None
+
+
+def _until(watch: Iterator[Changes], stop: threading.Event) -> Iterator[Changes]:
+    for changes in watch:
+        if stop.is_set():
+            return
+        yield changes

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 QUIET_SECONDS = 0.05
 MOST_SECONDS = 0.5
 RECHECK_SECONDS = 5.0
+POLL_SECONDS = 0.1
+"""A poke, a due retry and the stop event are seen within this time; a new catalog at once."""
 
 
 class Applier(Protocol):
@@ -55,14 +57,14 @@ class Follower:
         *,
         quiet_seconds: float = QUIET_SECONDS,
         most_seconds: float = MOST_SECONDS,
-        on_applied: Callable[[FollowerStatus, float], None] = lambda _status, _seconds: None,
+        on_attempt: Callable[[FollowerStatus, float], None] = lambda _status, _seconds: None,
     ) -> None:
         self.status = FollowerStatus(applier.name)
         self._feed = feed
         self._applier = applier
         self._quiet_seconds = quiet_seconds
         self._most_seconds = most_seconds
-        self._on_applied = on_applied
+        self._on_attempt = on_attempt
         self._poked = threading.Event()
         self._backoff = Backoff(first_seconds=0.5, most_seconds=30)
 
@@ -73,15 +75,22 @@ class Follower:
     def run(self, stop: threading.Event) -> None:
         """Follow until ``stop``."""
         current: Published[Catalog] | None = None
+        applied: Catalog | None = None
         due: float | None = None
         while not stop.is_set():
-            newer = self._feed.wait(current.sequence if current else 0, timeout_seconds=0.1)
+            newer = self._feed.wait(current.sequence if current else 0, timeout_seconds=POLL_SECONDS)
             if newer is not None:
                 current = self._feed.gather(newer, self._quiet_seconds, self._most_seconds)
-            elif current is None or not (self._poked.is_set() or (due and time.monotonic() >= due)):
+            again = self._poked.is_set() or (due is not None and time.monotonic() >= due)
+            if current is None or (newer is None and not again):
+                continue
+            if not again and applied is not None and applied.services is current.value.services:
+                # Only the store's revision moved on: what runs is what this revision asks for too.
+                self.status = replace(self.status, applied_revision=current.value.revision)
                 continue
             self._poked.clear()
             wait_seconds = self._apply(current.value)
+            applied = current.value if self.status.error is None else None
             due = time.monotonic() + wait_seconds if wait_seconds else None
 
     def _apply(self, catalog: Catalog) -> float | None:
@@ -91,13 +100,15 @@ class Follower:
         try:
             problems = self._applier.apply(catalog)
         except DiscoveryError as error:
-            self.status = FollowerStatus(before.name, before.applied_revision, before.problems, str(error))
+            self.status = replace(before, error=str(error))
             if before.error != str(error):
                 log.error("apply_failed", applier=before.name, revision=catalog.revision, error=str(error))
-            return self._backoff.next_seconds()
-        self._backoff.reset()
-        self.status = FollowerStatus(before.name, catalog.revision, problems)
-        if before.error is not None:
-            log.info("apply_recovered", applier=before.name, revision=catalog.revision)
-        self._on_applied(self.status, time.monotonic() - began)
-        return RECHECK_SECONDS if problems else None
+            wait_seconds: float | None = self._backoff.next_seconds()
+        else:
+            self._backoff.reset()
+            self.status = FollowerStatus(before.name, catalog.revision, problems)
+            if before.error is not None:
+                log.info("apply_recovered", applier=before.name, revision=catalog.revision)
+            wait_seconds = RECHECK_SECONDS if problems else None
+        self._on_attempt(self.status, time.monotonic() - began)
+        return wait_seconds

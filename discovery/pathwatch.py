@@ -124,8 +124,9 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
             return
-        for name in filter(None, (event.src_path, event.dest_path)):
+        names: tuple[str | bytes, ...] = (event.src_path, event.dest_path)
+        for name in names:
             place = Path(os.fsdecode(name))
-            if any(place.is_relative_to(path) or path.is_relative_to(place) for path in self._paths):
+            if name and any(place.is_relative_to(path) or path.is_relative_to(place) for path in self._paths):
                 self._tell()
                 return

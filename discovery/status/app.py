@@ -1,0 +1,99 @@
+"""The status role's HTTP interface: /healthz, /readyz, /metrics and /services.
+
+Endpoints are plain functions, which Starlette calls in worker threads: a large answer delays no other.
+"""
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from discovery.catalog import Catalog, Instance, Problem, Service
+from discovery.status.metrics import Metrics
+from discovery.status.view import StatusView
+
+_FRESH = {"Cache-Control": "no-store"}
+
+
+def application(view: StatusView, metrics: Metrics) -> Starlette:
+    """The ASGI application; GET and HEAD on the four paths, else 404 or 405."""
+    return Starlette(
+        routes=[
+            Route("/healthz", _states(view.health)),
+            Route("/readyz", _states(view.readiness)),
+            Route("/metrics", _metrics(metrics)),
+            Route("/services", _services(view)),
+        ]
+    )
+
+
+def _states(ask: Callable[[], Mapping[str, bool]]) -> Callable[[Request], Response]:
+    """200 when every part is as it should be, else 503; the body names those that are not."""
+
+    def endpoint(_request: Request) -> Response:
+        parts = dict(sorted(ask().items()))
+        failing = [name for name, good in parts.items() if not good]
+        body = {"ok": not failing, "failing": failing, "parts": parts}
+        return JSONResponse(body, status_code=503 if failing else 200, headers=_FRESH)
+
+    return endpoint
+
+
+def _metrics(metrics: Metrics) -> Callable[[Request], Response]:
+    def endpoint(_request: Request) -> Response:
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST} | _FRESH)
+
+    return endpoint
+
+
+def _services(view: StatusView) -> Callable[[Request], Response]:
+    """What is served and what is not; 503 while that is unknown, which is not the same as nothing."""
+
+    def endpoint(_request: Request) -> Response:
+        catalog = view.catalog()
+        if catalog is None:
+            return JSONResponse({"error": "the store has not been read yet"}, status_code=503, headers=_FRESH)
+        return JSONResponse(services_document(catalog, view.problems()), headers=_FRESH)
+
+    return endpoint
+
+
+def services_document(catalog: Catalog, problems: tuple[Problem, ...]) -> dict[str, object]:
+    """The JSON document of /services, services in the order of their names. Pure."""
+    return {
+        "revision": catalog.revision,
+        "services": [_service(catalog.services[name]) for name in sorted(catalog.services)],
+        "quarantined": [
+            {
+                "service": problem.service,
+                "subject": problem.subject,
+                "reason": problem.reason,
+                "consequence": problem.consequence,
+            }
+            for problem in problems
+        ],
+    }
+
+
+def _service(service: Service) -> dict[str, object]:
+    return {
+        "name": service.name,
+        "scheme": service.scheme,
+        "host_port": service.host_port,
+        "options": dict(service.options),
+        "instances": [_instance(instance) for instance in service.instances],
+    }
+
+
+def _instance(instance: Instance) -> dict[str, object]:
+    attributes = instance.attributes
+    return {
+        "id": instance.id,
+        "address": instance.address,
+        "node": attributes.node,
+        "container": attributes.container,
+        "draining": attributes.draining,
+    }

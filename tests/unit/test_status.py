@@ -1,0 +1,228 @@
+"""The status role over real HTTP."""
+
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from discovery.catalog import Attributes, Catalog, Instance, Problem, Service
+from discovery.errors import ConfigError
+from discovery.status.metrics import Metrics
+from discovery.status.server import StatusServer
+from discovery.status.view import StatusView
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Node:
+    """What a composition root would know."""
+
+    catalog: Catalog | None = None
+    problems: tuple[Problem, ...] = ()
+    readiness: Mapping[str, bool] = field(default_factory=dict)
+    health: Mapping[str, bool] = field(default_factory=dict)
+    connected: bool | None = None
+    registrations: int | None = None
+
+    def view(self) -> StatusView:
+        return StatusView(
+            catalog=lambda: self.catalog,
+            problems=lambda: self.problems,
+            readiness=lambda: self.readiness,
+            health=lambda: self.health,
+            store_connected=lambda: self.connected,
+            registrations=lambda: self.registrations,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+@contextmanager
+def serving(node: Node, metrics: Metrics | None = None) -> Iterator[tuple[str, int]]:
+    server = StatusServer(("127.0.0.1", 0), node.view(), metrics or Metrics())
+    address = server.address
+    stop = threading.Event()
+    thread = threading.Thread(target=server.run, args=(stop,))
+    thread.start()
+    try:
+        yield address
+    finally:
+        stop.set()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def ask(address: tuple[str, int], path: str, method: str = "GET") -> Answer:
+    connection = http.client.HTTPConnection(*address, timeout=20)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.headers), response.read())
+    finally:
+        connection.close()
+
+
+WEB = Service(
+    "web",
+    host_port=8080,
+    instances=(Instance("n:web:80", "::1", 8000, Attributes(node="n", container="c")),),
+    options={"path": "keep"},
+)
+
+
+def test_services_tells_what_is_served_and_what_is_not() -> None:
+    problem = Problem("db", "/services/db/scheme", "unknown scheme 'ftp'")
+    node = Node(Catalog(7, {"web": WEB, "api": Service("api", "tcp")}), (problem,))
+    with serving(node) as address:
+        answer = ask(address, "/services")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "revision": 7,
+        "services": [
+            {"name": "api", "scheme": "tcp", "host_port": None, "options": {}, "instances": []},
+            {
+                "name": "web",
+                "scheme": "http",
+                "host_port": 8080,
+                "options": {"path": "keep"},
+                "instances": [
+                    {
+                        "id": "n:web:80",
+                        "address": "[::1]:8000",
+                        "node": "n",
+                        "container": "c",
+                        "draining": False,
+                    }
+                ],
+            },
+        ],
+        "quarantined": [
+            {
+                "service": "db",
+                "subject": "/services/db/scheme",
+                "reason": "unknown scheme 'ftp'",
+                "consequence": "left out",
+            }
+        ],
+    }
+
+
+def test_a_store_not_read_yet_is_not_an_empty_one() -> None:
+    node = Node()
+    with serving(node) as address:
+        assert ask(address, "/services").status == 503
+        assert b"discovery_services 0" not in ask(address, "/metrics").body
+        node.catalog = Catalog()
+        assert ask(address, "/services").json()["services"] == []
+        assert b"\ndiscovery_services 0.0\n" in ask(address, "/metrics").body
+
+
+@pytest.mark.parametrize(("path", "part"), [("/healthz", "health"), ("/readyz", "readiness")])
+def test_a_part_that_is_not_as_it_should_be_is_named(path: str, part: str) -> None:
+    node = Node()
+    with serving(node) as address:
+        setattr(node, part, {"store": True, "haproxy": True})
+        assert (ask(address, path).status, ask(address, path).json()["failing"]) == (200, [])
+        setattr(node, part, {"store": True, "haproxy": False})
+        answer = ask(address, path)
+    assert answer.status == 503
+    assert answer.json() == {
+        "ok": False,
+        "failing": ["haproxy"],
+        "parts": {"haproxy": False, "store": True},
+    }
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/services"])
+def test_methods(path: str) -> None:
+    with serving(Node(Catalog())) as address:
+        got, head, posted = ask(address, path), ask(address, path, "HEAD"), ask(address, path, "POST")
+    assert (got.status, head.status, head.body) == (200, 200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert posted.status == 405
+    assert "GET" in posted.headers["allow"]
+
+
+def test_an_unknown_path_is_not_found() -> None:
+    with serving(Node()) as address:
+        assert ask(address, "/nothing").status == 404
+
+
+def test_ten_thousand_services() -> None:
+    names = [f"s{number}" for number in range(10_000)]
+    services = {name: Service(name, instances=WEB.instances * 3) for name in names}
+    with serving(Node(Catalog(1, services))) as address:
+        assert len(ask(address, "/services").json()["services"]) == 10_000
+        assert b"\ndiscovery_instances 30000.0\n" in ask(address, "/metrics").body
+
+
+def test_what_happened_is_counted() -> None:
+    metrics = Metrics()
+    metrics.observe_apply("haproxy", True, 0.02)
+    metrics.observe_apply("haproxy", False, 0.3)
+    metrics.count_haproxy_reload("services")
+    with serving(Node(connected=True, registrations=3, readiness={"store": False}), metrics) as address:
+        lines = ask(address, "/metrics").body.decode().splitlines()
+    for line in (
+        'discovery_apply_total{applier="haproxy",result="ok"} 1.0',
+        'discovery_apply_total{applier="haproxy",result="failed"} 1.0',
+        'discovery_apply_seconds_bucket{applier="haproxy",le="0.025"} 1.0',
+        'discovery_apply_seconds_count{applier="haproxy"} 2.0',
+        'discovery_haproxy_reloads_total{reason="services"} 1.0',
+        "discovery_store_connected 1.0",
+        "discovery_registrations 3.0",
+        'discovery_ready{part="store"} 0.0',
+    ):
+        assert line in lines
+
+
+def test_the_documentation_lists_exactly_the_metrics() -> None:
+    metrics = Metrics()
+    metrics.show(Node(Catalog()).view())
+    have = {
+        (family.name + ("_total" if family.type == "counter" else ""), family.type)
+        for family in metrics.registry.collect()
+    }
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    documented = re.findall(r"^\| `(discovery_\w+)` \| (\w+) \|", text, re.MULTILINE)
+    assert sorted(documented) == sorted(have)
+
+
+def test_an_address_in_use_is_a_wrong_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"status\.listen: cannot listen on 127\.0\.0\.1 port {port}: "
+        ):
+            StatusServer(("127.0.0.1", port), Node().view(), Metrics())
+
+
+def test_the_port_is_free_again_after_the_stop() -> None:
+    with serving(Node()) as address:
+        assert ask(address, "/healthz").status == 200
+    socket.create_server(address).close()
+
+
+def test_it_stops_although_a_client_keeps_its_connection() -> None:
+    with serving(Node()) as address:
+        client = http.client.HTTPConnection(*address, timeout=20)
+        client.request("GET", "/healthz")
+        assert client.getresponse().read()
+    client.close()

@@ -1,0 +1,243 @@
+"""The DNS role: binds, and answers in one loop on one thread.
+
+    UDP, TCP ─► access ─► the zone: an answer from the newest Catalog
+                        └► any other name: the forwarder, which asks upstream from the same loop
+
+A new Catalog comes from another thread as one immutable Zone with an empty cache: one assignment.
+"""
+
+import contextlib
+import errno
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from discovery.catalog import Catalog, Problem
+from discovery.dns import wire
+from discovery.dns.access import Access, own_interfaces, own_networks
+from discovery.dns.forward import Forwarder
+from discovery.dns.records import Zone
+from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
+from discovery.dns.respond import Reply, Send, refuse, respond
+from discovery.dns.settings import Address, DnsSettings
+from discovery.dns.stats import Origin, Stats
+from discovery.dns.tcp import TcpEndpoint
+from discovery.dns.udp import (
+    CACHED_ANSWERS,
+    CACHED_BYTES,
+    RECEIVE_BUFFER_BYTES,
+    Cache,
+    UdpEndpoint,
+    WildcardUdpEndpoint,
+)
+from discovery.dns.upstreams import Upstreams, family_of
+from discovery.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+HOUSEKEEPING_SECONDS = 1.0
+_STOP_SECONDS = 0.2
+"""How often the stop event is looked at."""
+_IP_FREEBIND = 15
+_IPV6_FREEBIND = 78
+_SO_RCVBUFFORCE = 33
+_BACKLOG = 128
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+class DnsServer:
+    """Answers DNS queries as a Catalog says; an Applier. ``start``, then ``run`` on a thread of its own.
+
+    Until the first ``apply`` names in the zone are SERVFAIL, all others are forwarded.
+    """
+
+    name = "dns"
+
+    def __init__(
+        self,
+        settings: DnsSettings,
+        *,
+        resolv_conf: Path = RESOLV_CONF,
+        read_networks: Callable[[], tuple[str, ...]] = own_networks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stats = Stats()
+        self.addresses: tuple[Address, ...] = ()
+        """What is bound, once started."""
+        self._settings = settings
+        self._clock = clock
+        self._table = _Table(Zone(settings, None))
+        self._access = Access(settings.networks, clock=clock, read=read_networks)
+        self._selector = selectors.DefaultSelector()
+        listed = ResolvConf(resolv_conf, self._is_own).read
+        fixed = settings.upstreams
+        read = listed if fixed is None else lambda: fixed
+        self._upstreams = Upstreams(read, zone=settings.zone, clock=clock)
+        self._forwarder = Forwarder(self._selector, self._upstreams, clock=clock)
+        self._sockets = contextlib.ExitStack()
+        self._tcp: list[TcpEndpoint] = []
+
+    def start(self) -> None:
+        """Bind every address, for UDP and TCP. Raises ConfigError, with nothing left bound."""
+        with contextlib.ExitStack() as sockets:
+            bound = [_bind_both(host, port, sockets) for host, port in self._settings.listen]
+            self.addresses = tuple((udp.getsockname()[0], udp.getsockname()[1]) for udp, _ in bound)
+            for host, port in self._settings.upstreams or ():
+                if self._is_own((host, port)):
+                    raise ConfigError(
+                        "dns.upstreams", f"{host} port {port} is our own address", "name another"
+                    )
+            self._sockets = sockets.pop_all()
+        for (udp, tcp), (host, _) in zip(bound, self.addresses, strict=True):
+            kind = WildcardUdpEndpoint if host in _WILDCARDS else UdpEndpoint
+            handle = partial(self._handle, False)
+            kind(udp, self._access.known, self.stats, self._cache, handle).register(self._selector)
+            handle = partial(self._handle, True)
+            self._tcp.append(TcpEndpoint(tcp, self._selector, handle, self._access.allows, clock=self._clock))
+        self._upstreams.refresh()
+        shown = [f"{host}#{port}" for host, port in self.addresses]
+        log.info("dns_started", listen=shown, zone=self._settings.zone, answer=self._settings.answer)
+
+    def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
+        """Answer by this catalog from the next query on. From any one thread."""
+        zone = self._table.zone
+        if not zone.is_known or zone.services is not catalog.services:
+            self._table = _Table(Zone(self._settings, catalog.services, catalog.revision))
+        return ()
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until ``stop``."""
+        housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
+        while not stop.is_set():
+            due = min(self._forwarder.next_due or housekeeping_at, housekeeping_at)
+            wait_seconds = min(max(due - self._clock(), 0), _STOP_SECONDS)
+            for key, events in self._selector.select(wait_seconds):
+                # An event of this round may be of a socket that an earlier one has closed.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data(events)
+            self._forwarder.expire()
+            if self._clock() >= housekeeping_at:
+                housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
+                self._upstreams.refresh()
+                for endpoint in self._tcp:
+                    endpoint.expire()
+
+    def close(self) -> None:
+        """Free every socket; after ``run`` has returned."""
+        self._forwarder.close()
+        for endpoint in self._tcp:
+            endpoint.close()
+        self._sockets.close()
+        self._selector.close()
+
+    # -- one message
+
+    def _handle(self, stream: bool, data: bytes, client: str, send: Send) -> bool:
+        table = self._table
+        if not self._access.allows(client):
+            return self._send(refuse(data), "refused", send)
+        outcome = respond(table.zone, data, stream=stream)
+        if isinstance(outcome, wire.Query):
+            return self._forward(outcome, stream, send)
+        if outcome is not None and not stream and outcome.qtype and len(data) <= CACHED_BYTES:
+            table.remember(data, outcome.message, self.stats.cell(outcome.qtype, outcome.rcode, "local"))
+        return self._send(outcome, "local", send)
+
+    def _forward(self, query: wire.Query, stream: bool, send: Send) -> bool:
+        if self._upstreams.is_probe(query.labels):
+            return self._send(None, "forwarded", send)
+        self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send))
+        return True
+
+    def _answer(self, reply: Reply, send: Send) -> None:
+        self._send(reply, "forwarded", send)
+
+    def _send(self, reply: Reply | None, origin: Origin, send: Send) -> bool:
+        if reply is None:
+            self.stats.dropped += 1
+            return False
+        self.stats.cell(reply.qtype, reply.rcode, origin)[0] += 1
+        send(reply.message)
+        return True
+
+    def _cache(self) -> Cache:
+        return self._table.cache
+
+    def _is_own(self, address: Address) -> bool:
+        if address in self.addresses:
+            return True
+        host, port = address
+        if not any(bound in _WILDCARDS and own_port == port for bound, own_port in self.addresses):
+            return False
+        return any(str(interface.ip) == host for interface in own_interfaces())
+
+
+class _Table:
+    """A zone and the answers already made from it."""
+
+    def __init__(self, zone: Zone) -> None:
+        self.zone = zone
+        self.cache: Cache = {}
+
+    def remember(self, data: bytes, answer: bytes, count: list[int]) -> None:
+        if len(self.cache) >= CACHED_ANSWERS:
+            # Random case and cookies make keys without end.
+            self.cache.clear()
+        self.cache[data[2:]] = answer[2:], count
+
+
+def _bind_both(host: str, port: int, sockets: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """UDP and TCP on one port, closed by ``sockets``."""
+    for attempt in range(10):
+        with contextlib.ExitStack() as trial:
+            udp = trial.enter_context(socket.socket(family_of(host), socket.SOCK_DGRAM))
+            tcp = trial.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                _bind(udp, host, port)
+                _bind(tcp, host, udp.getsockname()[1])
+                tcp.listen(_BACKLOG)
+            except OSError as error:
+                if port == 0 and attempt < 9 and error.errno == errno.EADDRINUSE:
+                    continue
+                raise _config_error(host, port, error) from error
+            _grow_receive_buffer(udp)
+            sockets.push(trial.pop_all())
+            return udp, tcp
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _bind(sock: socket.socket, host: str, port: int) -> None:
+    # FREEBIND: the bridge may come up after us.
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    sock.setblocking(False)
+    sock.bind((host, port))
+
+
+def _grow_receive_buffer(udp: socket.socket) -> None:
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        # Not root: as much as net.core.rmem_max allows.
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+
+def _config_error(host: str, port: int, error: OSError) -> ConfigError:
+    where = f"{host} port {port}"
+    if error.errno == errno.EADDRINUSE:
+        mend = "see who holds it with `ss -lunpt`, or listen elsewhere"
+        return ConfigError("dns.listen", f"{where} is in use by another program", mend)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        mend = "run as root or with CAP_NET_BIND_SERVICE, or listen on a port above 1023"
+        return ConfigError("dns.listen", f"{where} needs more rights than we have", mend)
+    return ConfigError("dns.listen", f"{where} cannot be bound: {error.strerror}", "listen elsewhere")

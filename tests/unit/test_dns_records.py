@@ -1,0 +1,261 @@
+import dnslib
+import pytest
+
+from discovery.catalog import Attributes, Instance, Service
+from discovery.dns import wire
+from discovery.dns.records import Zone
+from discovery.dns.respond import Reply, refuse, respond
+from discovery.dns.settings import DnsSettings
+from discovery.dns.wire import Query
+from discovery.errors import ConfigError
+
+SERVICES = {
+    "web": Service(
+        "web",
+        instances=(
+            Instance("a", "10.0.0.1", 8000),
+            Instance("b", "10.0.0.1", 8001, Attributes(weight=7)),
+            Instance("c", "fd00::1", 8000),
+            Instance("d", "10.0.0.9", 8000, Attributes(draining=True)),
+        ),
+    ),
+    "idle": Service("idle"),
+    "many": Service("many", instances=tuple(Instance(str(i), f"10.1.0.{i}", 80) for i in range(1, 41))),
+}
+LISTEN = (("127.0.0.1", 53),)
+
+
+def zone(
+    answer: tuple[str, ...] = ("172.17.42.1",), zone: str = "local", wildcard: bool = False, serial: int = 42
+) -> Zone:
+    return Zone(DnsSettings(LISTEN, answer, zone=zone, wildcard=wildcard), SERVICES, serial)
+
+
+def ask(
+    name: str,
+    qtype: str = "A",
+    *,
+    of: Zone | None = None,
+    edns: bool = False,
+    stream: bool = False,
+    **header: int,
+) -> dnslib.DNSRecord:
+    record = dnslib.DNSRecord.question(name, qtype)
+    for field, value in header.items():
+        setattr(record.header, field, value)
+    if edns:
+        record.add_ar(dnslib.EDNS0(udp_len=4096))
+    reply = respond(of or zone(), bytes(record.pack()), stream=stream)
+    assert isinstance(reply, Reply), "not answered here"
+    parsed = dnslib.DNSRecord.parse(reply.message)
+    assert parsed.header.id == record.header.id
+    assert (parsed.header.qr, parsed.header.ra) == (1, 1)
+    return parsed
+
+
+def data(records: list[dnslib.RR]) -> list[str]:
+    return [f"{dnslib.QTYPE[each.rtype]} {each.rdata}" for each in records]
+
+
+def assert_nothing(reply: dnslib.DNSRecord, rcode: str, zone: str = "local.") -> None:
+    assert dnslib.RCODE[reply.header.rcode] == rcode
+    assert reply.header.aa == 1
+    assert reply.rr == []
+    (soa,) = reply.auth
+    assert (str(soa.rname), soa.rtype, soa.ttl, soa.rdata.times[4]) == (zone, wire.SOA, 5, 5)
+
+
+@pytest.mark.parametrize("name", ["web.local", "WEB.Local", "idle.local", "ns.local"])
+def test_a_service_is_the_edge_with_or_without_instances(name: str) -> None:
+    reply = ask(name)
+    assert data(reply.rr) == ["A 172.17.42.1"]
+    assert str(reply.rr[0].rname) == name + "."
+    assert (reply.rr[0].ttl, reply.header.aa, reply.header.rcode) == (5, 1, 0)
+
+
+@pytest.mark.parametrize("qtype", ["AAAA", "MX", "TXT", "SRV", "NS", "SOA", "HTTPS", "TYPE65280"])
+def test_a_known_name_answers_every_type(qtype: str) -> None:
+    assert_nothing(ask("web.local", qtype), "NOERROR")
+
+
+def test_an_edge_with_ipv6_answers_both() -> None:
+    both = zone(answer=("172.17.42.1", "172.17.42.2", "fd00::42"))
+    assert data(ask("web.local", of=both).rr) == ["A 172.17.42.1", "A 172.17.42.2"]
+    assert data(ask("web.local", "AAAA", of=both).rr) == ["AAAA fd00::42"]
+    assert_nothing(ask("web.local", of=zone(answer=("fd00::42",))), "NOERROR")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nosuch.local",
+        "x.web.local",
+        "10-0-0-2.web.local",
+        "10-0-0-01.web.local",
+        "a.b.web.local",
+        "_nosuch._tcp.local",
+        "_web._udp.local",
+        "x._web._tcp.local",
+        "\\195\\164.local",
+    ],
+)
+def test_an_unknown_name_is_no_name(name: str) -> None:
+    for qtype in ("A", "AAAA", "SRV"):
+        assert_nothing(ask(name, qtype), "NXDOMAIN")
+
+
+def test_srv_names_the_instances_that_are_not_draining() -> None:
+    reply = ask("_web._tcp.local", "SRV")
+    assert data(reply.rr) == [
+        "SRV 0 1 8000 10-0-0-1.web.local.",
+        "SRV 0 7 8001 10-0-0-1.web.local.",
+        "SRV 0 1 8000 fd00-0000-0000-0000-0000-0000-0000-0001.web.local.",
+    ]
+    assert data(reply.ar) == ["A 10.0.0.1", "AAAA fd00::1"]
+    assert {str(each.rname) for each in reply.ar} == {str(each.rdata.target) for each in reply.rr}
+
+
+def test_the_targets_of_srv_resolve() -> None:
+    v6 = "fd00-0000-0000-0000-0000-0000-0000-0001.web.local"
+    assert data(ask("10-0-0-1.web.local").rr) == ["A 10.0.0.1"]
+    assert data(ask("FD00" + v6[4:], "AAAA").rr) == ["AAAA fd00::1"]
+    assert_nothing(ask("10-0-0-1.web.local", "AAAA"), "NOERROR")
+    assert_nothing(ask(v6), "NOERROR")
+
+
+def test_the_names_of_srv_are_nodata_where_they_have_no_record() -> None:
+    assert_nothing(ask("_web._tcp.local", "A"), "NOERROR")
+    assert_nothing(ask("_idle._tcp.local", "SRV"), "NOERROR")
+    assert_nothing(ask("_tcp.local", "SRV"), "NOERROR")
+
+
+def test_srv_that_does_not_fit_sheds_addresses_then_says_tc_and_is_whole_over_tcp() -> None:
+    small, large = ask("_many._tcp.local", "SRV"), ask("_many._tcp.local", "SRV", edns=True)
+    assert (small.header.tc, len(small.rr)) == (1, 0)
+    assert (large.header.tc, len(large.rr)) == (1, 0)
+    whole = ask("_many._tcp.local", "SRV", stream=True)
+    assert (whole.header.tc, len(whole.rr), len(whole.ar)) == (0, 40, 40)
+
+
+def test_the_apex() -> None:
+    soa = ask("local", "SOA")
+    assert data(soa.rr) == ["SOA ns.local. hostmaster.local. 42 3600 600 86400 5"]
+    ns = ask("LOCAL", "NS")
+    assert data(ns.rr) == ["NS ns.local."]
+    assert data(ns.ar) == ["A 172.17.42.1"]
+    assert_nothing(ask("local", "A"), "NOERROR")
+    assert_nothing(ask("local", "AAAA"), "NOERROR")
+
+
+@pytest.mark.parametrize("name", ["local", "web.local", "_web._tcp.local", "10-0-0-1.web.local"])
+def test_any_gets_one_small_record(name: str) -> None:
+    (record,) = ask(name, "ANY").rr
+    assert record.rtype == wire.HINFO
+    assert bytes(record.rdata.data) == b"\x07RFC8482\x00"
+
+
+def test_wildcard_answers_every_name() -> None:
+    every = zone(wildcard=True)
+    for name in ("local", "nosuch.local", "a.b.c.local", "_x._tcp.local", "x.web.local"):
+        assert data(ask(name, of=every).rr) == ["A 172.17.42.1"]
+        assert_nothing(ask(name, "AAAA", of=every), "NOERROR")
+    assert len(ask("_web._tcp.local", "SRV", of=every).rr) == 3
+    assert data(ask("10-0-0-1.web.local", of=every).rr) == ["A 10.0.0.1"]
+
+
+def test_a_zone_of_several_labels() -> None:
+    deep = zone(zone=".Svc.Example.org.")
+    assert data(ask("web.svc.example.org", of=deep).rr) == ["A 172.17.42.1"]
+    assert_nothing(ask("nosuch.svc.example.org", of=deep), "NXDOMAIN", "svc.example.org.")
+    assert_nothing(ask("svc.example.org", of=deep), "NOERROR", "svc.example.org.")
+
+
+@pytest.mark.parametrize(
+    "name", ["example.org", "local.org", "web.notlocal", "web.local.example.org", "."]
+)
+def test_other_names_are_not_of_the_zone(name: str) -> None:
+    data = bytes(dnslib.DNSRecord.question(name).pack())
+    assert isinstance(respond(zone(), data, stream=False), Query)
+
+
+def test_a_label_that_ends_like_the_zone_is_not_of_the_zone() -> None:
+    message = b"\0\1\1\0\0\1\0\0\0\0\0\0" + b"\x07x\x05local\0" + b"\0\1\0\1"
+    query = respond(zone(), message, stream=False)
+    assert isinstance(query, Query)
+    assert query.labels == (b"x\x05local",)
+
+
+@pytest.mark.parametrize("qtype", ["A", "SRV", "AXFR", "ANY"])
+@pytest.mark.parametrize("name", ["local", "_kerberos._udp.local", "_x.local"])
+def test_the_zone_is_never_forwarded(name: str, qtype: str) -> None:
+    data = bytes(dnslib.DNSRecord.question(name, qtype).pack())
+    assert isinstance(respond(zone(), data, stream=False), Reply)
+
+
+def test_before_the_services_are_known_no_name_is_denied() -> None:
+    unread = Zone(DnsSettings(LISTEN, ("172.17.42.1",)), None)
+    reply = ask("web.local", of=unread)
+    assert (dnslib.RCODE[reply.header.rcode], reply.header.aa) == ("SERVFAIL", 0)
+
+
+@pytest.mark.parametrize(
+    ("qtype", "qclass", "rcode"),
+    [
+        ("AXFR", 1, "REFUSED"),
+        ("IXFR", 1, "REFUSED"),
+        ("A", 3, "REFUSED"),
+        ("A", 255, "REFUSED"),
+        ("OPT", 1, "FORMERR"),
+    ],
+)
+@pytest.mark.parametrize("name", ["local", "web.local", "example.org"])
+def test_what_is_not_answered_is_said(name: str, qtype: str, qclass: int, rcode: str) -> None:
+    record = dnslib.DNSRecord(q=dnslib.DNSQuestion(name, getattr(dnslib.QTYPE, qtype), qclass))
+    reply = respond(zone(), bytes(record.pack()), stream=True)
+    assert isinstance(reply, Reply)
+    assert dnslib.RCODE[dnslib.DNSRecord.parse(reply.message).header.rcode] == rcode
+
+
+def test_an_edns_version_we_do_not_speak() -> None:
+    record = dnslib.DNSRecord.question("web.local")
+    record.add_ar(dnslib.EDNS0(version=1))
+    reply = respond(zone(), bytes(record.pack()), stream=False)
+    assert isinstance(reply, Reply)
+    assert reply.rcode == wire.BADVERS
+    (opt,) = dnslib.DNSRecord.parse(reply.message).ar
+    assert opt.ttl >> 24 == 1
+
+
+def test_a_refusal_is_no_longer_than_the_question() -> None:
+    record = dnslib.DNSRecord.question("web.local")
+    record.add_ar(dnslib.EDNS0())
+    message = bytes(record.pack())
+    reply = refuse(message)
+    assert reply is not None
+    assert len(reply.message) <= len(message)
+    assert dnslib.DNSRecord.parse(reply.message).header.rcode == wire.REFUSED
+    assert refuse(b"garbage") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"listen": ()}, "dns.listen"),
+        ({"listen": (("docker0", 53),)}, "dns.listen"),
+        ({"listen": (("127.0.0.1", 65536),)}, "dns.listen"),
+        ({"answer": ()}, "dns.answer"),
+        ({"answer": ("0.0.0.0",)}, "dns.answer"),
+        ({"zone": "lo cal"}, "dns.zone"),
+        ({"zone": ""}, "dns.zone"),
+        ({"zone": "a" * 64}, "dns.zone"),
+        ({"ttl_seconds": -1}, "dns.ttl_seconds"),
+        ({"upstreams": (("resolver", 53),)}, "dns.upstreams"),
+        ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstreams"),
+        ({"upstreams": LISTEN}, "dns.upstreams"),
+        ({"networks": ("10.0.0.1/8",)}, "dns.networks"),
+    ],
+)
+def test_settings_that_cannot_be_name_themselves(settings: dict[str, object], setting: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        DnsSettings(**{"listen": LISTEN, "answer": ("10.0.0.1",), **settings})  # type: ignore[arg-type]
+    assert caught.value.setting == setting

@@ -256,7 +256,10 @@ def _candidate(dest: Path, text: str) -> Iterator[Path]:
 
 
 def poke_on_keys(keys: Keys, poke: Callable[[], None], stop: threading.Event) -> None:
-    """Call ``poke`` after each burst of changes of the keys, which need not change the catalog, until ``stop``."""
+    """Call ``poke`` after each burst of changes of the keys, until ``stop``.
+
+    Keys may change although the catalog does not.
+    """
     seen: Published[dict[str, str]] | None = None
     while not stop.is_set():
         newer = keys.wait(seen.sequence if seen else 0, _LOOK_SECONDS)

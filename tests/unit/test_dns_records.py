@@ -170,9 +170,7 @@ def test_a_zone_of_several_labels() -> None:
     assert_nothing(ask("svc.example.org", of=deep), "NOERROR", "svc.example.org.")
 
 
-@pytest.mark.parametrize(
-    "name", ["example.org", "local.org", "web.notlocal", "web.local.example.org", "."]
-)
+@pytest.mark.parametrize("name", ["example.org", "local.org", "web.notlocal", "web.local.example.org", "."])
 def test_other_names_are_not_of_the_zone(name: str) -> None:
     data = bytes(dnslib.DNSRecord.question(name).pack())
     assert isinstance(respond(zone(), data, stream=False), Query)

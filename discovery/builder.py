@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from discovery.catalog import Catalog, Problem, Service
-from discovery.schema import SERVICES, Decoded, decode_service, split_key
+from discovery.schema import SERVICES, Claim, Decoded, decode_service, split_key
 from discovery.stores.base import Changes, Entry, Snapshot
 
 
@@ -19,7 +19,9 @@ class CatalogBuilder:
         self._entries: dict[str, dict[str, Entry]] = {}
         self._decoded: dict[str, Decoded] = {}
         self._problems: dict[str, tuple[Problem, ...]] = {}
+        # By port: who claims it, each with the age of the claim, and who has it.
         self._claims: dict[int, dict[str, int]] = {}
+        self._winners: dict[int, str] = {}
         self._catalog = Catalog()
 
     def reset(self, snapshot: Snapshot) -> Catalog:
@@ -54,8 +56,11 @@ class CatalogBuilder:
 
     def _rebuild(self, touched: Iterable[str], revision: int) -> Catalog:
         affected = set(touched)
-        for name in tuple(affected):
-            affected |= self._decode(name)
+        ports = set[int]()
+        for name in affected:
+            ports |= self._decode(name)
+        for port in ports:
+            affected |= self._elect(port)
         before = self._catalog.services
         changed: dict[str, Service | None] = {}
         problems_before = dict(self._problems)
@@ -70,28 +75,38 @@ class CatalogBuilder:
         )
         return self._catalog
 
-    def _decode(self, name: str) -> set[str]:
-        """Decode one service anew; the names of all services whose claim to a port this may decide."""
-        old = self._decoded.pop(name, None)
-        rivals = self._withdraw_claim(name, old)
+    def _decode(self, name: str) -> set[int]:
+        """Decode one service anew; the ports whose claims this may change."""
+        old = self._decoded.pop(name, Decoded(None))
+        old_port = old.service.host_port if old.service else None
+        old_age = self._withdraw_claim(name, old_port)
         entries = self._entries.get(name)
-        if not entries:
-            return rivals
-        decoded = decode_service(name, entries, old.service if old else None)
-        self._decoded[name] = decoded
-        if decoded.service is not None and decoded.service.host_port is not None:
-            claims = self._claims.setdefault(decoded.service.host_port, {})
-            rivals |= claims.keys()
-            claims[name] = decoded.claimed or 0
-        return rivals
+        new = decode_service(name, entries, old.service) if entries else Decoded(None)
+        if entries:
+            self._decoded[name] = new
+        port = new.service.host_port if new.service else None
+        if port is not None and new.claim is not None:
+            self._claims.setdefault(port, {})[name] = _age(new.claim, old.service, port, old_age)
+        return {each for each in (old_port, port) if each is not None}
 
-    def _withdraw_claim(self, name: str, decoded: Decoded | None) -> set[str]:
-        if decoded is None or decoded.service is None or decoded.service.host_port is None:
+    def _withdraw_claim(self, name: str, port: int | None) -> int | None:
+        """The age of the claim that ``name`` had to ``port``, if it had one."""
+        if port is None:
+            return None
+        age = self._claims[port].pop(name)
+        if not self._claims[port]:
+            del self._claims[port]
+        return age
+
+    def _elect(self, port: int) -> set[str]:
+        """Give ``port`` to the oldest claim; all who claim it if that is another than before."""
+        claims = self._claims.get(port, {})
+        winner = min(claims, key=lambda name: (claims[name], name), default=None)
+        if winner == self._winners.get(port):
             return set()
-        claims = self._claims[decoded.service.host_port]
-        del claims[name]
-        if not claims:
-            del self._claims[decoded.service.host_port]
+        self._winners.pop(port, None)
+        if winner is not None:
+            self._winners[port] = winner
         return set(claims)
 
     def _settle(self, name: str) -> Service | None:
@@ -99,8 +114,7 @@ class CatalogBuilder:
         decoded = self._decoded.get(name, Decoded(None))
         service, problems = decoded.service, decoded.problems
         if service is not None and service.host_port is not None:
-            claims = self._claims[service.host_port]
-            winner = min(claims, key=lambda rival: (claims[rival], rival))
+            winner = self._winners[service.host_port]
             if winner != name:
                 reason = f"port {service.host_port} belongs to service {winner}, whose claim is older"
                 problems = (*problems, Problem(name, f"{SERVICES}{name}/host_port", reason))
@@ -113,6 +127,20 @@ class CatalogBuilder:
 
     def _all_problems(self) -> tuple[Problem, ...]:
         return tuple(problem for name in sorted(self._problems) for problem in self._problems[name])
+
+
+def _age(claim: Claim, before: Service | None, port: int, age_before: int | None) -> int:
+    """How old a claim to ``port`` is for a service that was ``before``, with a claim of ``age_before``.
+
+    A service that goes on claiming its port does not lose it with the node that claimed it first. One that
+    was seen to turn to another port claims that since then, however old its key is. A reader that starts
+    later knows the keys' age only.
+    """
+    if before is None:
+        return claim.created
+    if before.host_port != port or age_before is None:
+        return claim.modified
+    return age_before
 
 
 def _keep_claim(old: Entry | None, new: Entry) -> Entry:

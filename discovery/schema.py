@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from discovery.catalog import Attributes, Consequence, Instance, Problem, Scheme, Service
@@ -80,7 +81,8 @@ def parse_port(text: str) -> int:
 def parse_address(text: str) -> tuple[str, int]:
     """``ip:port`` or ``[ipv6]:port`` → canonical address and port. Host names are refused.
 
-    A name that does not resolve would stop HAProxy's whole configuration.
+    ``[::ffff:a.b.c.d]`` (RFC 4291, 2.5.5.2) is the IPv4 address a.b.c.d. A name
+    that does not resolve would stop HAProxy's whole configuration.
     """
     host, separator, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -90,6 +92,8 @@ def parse_address(text: str) -> tuple[str, int]:
         address = None
     if not separator or address is None or bracketed != (address.version == 6) or "%" in host:
         raise SchemaError(f"{printable(text)!r} is no address, it is ip:port or [ipv6]:port")
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
     if address.is_unspecified or address.is_multicast:
         raise SchemaError(f"nothing can be reached at {printable(text)!r}")
     return str(address), parse_port(port)
@@ -110,7 +114,7 @@ def parse_attributes(text: str) -> Attributes:
         node=_member(data, "node", str, printable),
         container=_member(data, "container", str, printable),
         image=_member(data, "image", str, printable),
-        tags=_member(data, "tags", list, lambda tags: tuple(printable(str(tag)) for tag in tags)) or (),
+        tags=_member(data, "tags", list, lambda tags: tuple(printable(_text(tag)) for tag in tags)) or (),
         options=_member(data, "options", dict, _parse_texts) or {},
         draining=_member(data, "draining", bool, lambda flag: flag) or False,
     )
@@ -136,7 +140,14 @@ def _parse_weight(weight: int) -> int:
 
 
 def _parse_texts(values: dict[str, Any]) -> Mapping[str, str]:
-    return {str(name): str(value) for name, value in values.items()}
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: object) -> str:
+    """A text, or a number for one; anything nested is refused, for its depth is the writer's choice."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SchemaError(f"holds a {type(value).__name__}, not only texts")
+    return str(value)
 
 
 def printable(text: str) -> str:
@@ -197,23 +208,35 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """The age of a service's claim to its host_port, in revisions of the keys that make it.
+
+    ``created`` is of the oldest; that key may have named another port before. ``modified`` is of the last
+    one written.
+    """
+
+    created: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """What the entries of one service say.
 
-    ``service`` is None when there is none to serve. ``claimed`` is the revision since which its
-    host_port is claimed, None without one.
+    ``service`` is None when there is none to serve, ``claim`` when it has no host_port.
     """
 
     service: Service | None
     problems: tuple[Problem, ...] = ()
-    claimed: int | None = None
+    claim: Claim | None = None
 
 
 def decode_service(name: str, entries: Mapping[str, Entry], last: Service | None = None) -> Decoded:
     """The service that these entries (by key below ``/services/<name>/``) describe.
 
-    A bad instance is left out. A bad scheme or option keeps the value of ``last``, the service as it was
-    before; without one a bad scheme leaves the whole service out, for guessing would serve it wrongly.
+    A bad instance is left out. Bad attributes, a bad scheme, host_port or option keep the value of
+    ``last``, the service as it was before; without one they are as if absent, but for a bad scheme where
+    nothing else tells the scheme: it leaves the whole service out, for guessing would serve it wrongly.
     """
     try:
         parse_name(name)
@@ -237,13 +260,14 @@ class _Decoder:
         instances = self._instances()
         # Newest first: where instances disagree, the newest is believed.
         newest = sorted(instances, key=lambda each: (-self.entries[f"hosts/{each.id}"].created, each.id))
-        known = any(key in self.entries for key in ("scheme", "host_port")) or self._any("hosts/", "options/")
+        known = any(key in _LEAVES or key.startswith(("hosts/", "options/")) for key in self.entries)
         scheme = self._scheme(newest)
         if not known or scheme is None:
             return Decoded(None, tuple(self.problems))
-        host_port, claimed = self._host_port(newest)
+        host_port = self._host_port(newest)
         service = Service(self.name, scheme, host_port, tuple(instances), self._options(newest))
-        return Decoded(service, tuple(self.problems), claimed)
+        claim = None if host_port is None else self._claim(host_port, instances)
+        return Decoded(service, tuple(self.problems), claim)
 
     # -- the parts
 
@@ -266,68 +290,82 @@ class _Decoder:
         try:
             return self._read(entry, parse_attributes)
         except SchemaError as error:
-            self._problem(entry.key, str(error))
-            return Attributes()
+            last = next((each for each in self.last.instances if each.id == id_), None) if self.last else None
+            self._problem(entry.key, str(error), "kept at its last good value" if last else "left out")
+            return last.attributes if last else Attributes()
 
     def _scheme(self, newest: list[Instance]) -> Scheme | None:
         """Operator's option > key > newest instance > http; None when only a bad word is to be had."""
-        for key in ("options/scheme", "scheme"):
-            if (entry := self.entries.get(key)) is None:
-                continue
-            try:
-                scheme = self._read(entry, parse_scheme)
-            except SchemaError as error:
-                keep = self.last is not None
-                self._problem(entry.key, str(error), "kept at its last good value" if keep else "left out")
-                return self.last.scheme if self.last else None
-            self._report_disagreement("scheme", scheme, newest)
-            return scheme
-        words = [i.attributes.scheme for i in newest if i.attributes.scheme]
-        if words:
-            self._report_disagreement("scheme", words[0], newest)
-            return words[0]
-        return "http"
+        word, bad = self._shared("scheme", parse_scheme)
+        said = next((i.attributes.scheme for i in newest if i.attributes.scheme), None)
+        scheme = word or said or (None if bad else "http")
+        self._report_disagreement("scheme", scheme, newest)
+        return scheme
 
-    def _host_port(self, newest: list[Instance]) -> tuple[int | None, int | None]:
-        """The port and the revision since which it is claimed."""
-        for key in ("options/host_port", "host_port"):
+    def _host_port(self, newest: list[Instance]) -> int | None:
+        """Operator's option > key > newest instance."""
+        port, _ = self._shared("host_port", parse_port)
+        port = port or next((i.attributes.host_port for i in newest if i.attributes.host_port), None)
+        self._report_disagreement("host_port", port, newest)
+        return port
+
+    def _shared(self, what: str, parse: Callable[[str], T]) -> tuple[T | None, bool]:
+        """What option or key say, and whether one of them is bad: the last good value stands for it."""
+        last: T | None = getattr(self.last, what, None)
+        bad = False
+        for key in (f"options/{what}", what):
             if (entry := self.entries.get(key)) is None:
                 continue
             try:
-                port = self._read(entry, parse_port)
+                return self._read(entry, parse), bad
             except SchemaError as error:
-                keep = self.last is not None and self.last.host_port is not None
-                self._problem(entry.key, str(error), "kept at its last good value" if keep else "left out")
-                return (self.last.host_port if self.last else None), entry.created
-            self._report_disagreement("host_port", port, newest)
-            return port, entry.created
-        claims = [i for i in newest if i.attributes.host_port is not None]
-        if not claims:
-            return None, None
-        port = claims[0].attributes.host_port or 0
-        self._report_disagreement("host_port", port, newest)
-        agreeing = [i for i in claims if i.attributes.host_port == port]
-        return port, min(self.entries[f"hosts/{i.id}"].created for i in agreeing)
+                self._problem(
+                    entry.key, str(error), "left out" if last is None else "kept at its last good value"
+                )
+                bad = True
+            if last is not None:
+                return last, bad
+        return None, bad
+
+    def _claim(self, port: int, instances: list[Instance]) -> Claim:
+        """How old the claim to ``port`` is: as old as the first key that makes it."""
+        words = [key for key in ("options/host_port", "host_port") if key in self.entries]
+        keys = [f"attributes/{i.id}" for i in instances if i.attributes.host_port == port]
+        keys += [key for key in words if self._says_port(key, port)]
+        # None makes it: it is kept for a bad word, which then stands for it.
+        entries = [self.entries[key] for key in keys or words]
+        return Claim(min(entry.created for entry in entries), max(entry.modified for entry in entries))
+
+    def _says_port(self, key: str, port: int) -> bool:
+        try:
+            return self._read(self.entries[key], parse_port) == port
+        except SchemaError:
+            return False
 
     def _options(self, newest: list[Instance]) -> Mapping[str, str]:
         options: dict[str, str] = {}
         for instance in reversed(newest):
+            reasons = []
             for option, text in instance.attributes.options.items():
                 try:
                     options[option] = parse_option(option, text)
                 except SchemaError as error:
-                    subject = f"{service_prefix(self.name)}attributes/{instance.id}"
-                    self._problem(subject, f"option {printable(option)}: {error}")
+                    reasons.append(f"option {printable(option)}: {error}")
+            if reasons:
+                more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+                self._problem(f"{service_prefix(self.name)}attributes/{instance.id}", reasons[0] + more)
         for option, entry in self._below("options/"):
-            if option in ("scheme", "host_port"):
+            if option in _LEAVES:
                 continue
             try:
-                options[option] = self._read(entry, lambda text, option=option: parse_option(option, text))  # type: ignore[misc]
+                options[option] = self._read(entry, partial(parse_option, option))
             except SchemaError as error:
                 last = self.last.options.get(option) if self.last else None
                 if last is not None:
                     options[option] = last
-                self._problem(entry.key, str(error), "kept at its last good value" if last else "left out")
+                self._problem(
+                    entry.key, str(error), "left out" if last is None else "kept at its last good value"
+                )
         return options
 
     # -- reading and reporting
@@ -335,7 +373,7 @@ class _Decoder:
     def _read(self, entry: Entry, parse: Callable[[str], T]) -> T:
         if entry.error is not None:
             raise SchemaError(f"cannot be read: {printable(entry.error)}")
-        if len(entry.value) > VALUE_BYTES:
+        if len(entry.value.encode(errors="replace")) > VALUE_BYTES:
             raise SchemaError(f"is longer than {VALUE_BYTES // 1024} KiB")
         # `echo` and editors end a file with a newline; it is not part of the value.
         return parse(entry.value.strip(" \t\r\n"))
@@ -345,14 +383,11 @@ class _Decoder:
             if key.startswith(directory):
                 yield key.removeprefix(directory), self.entries[key]
 
-    def _any(self, *directories: str) -> bool:
-        return any(key.startswith(directories) for key in self.entries)
-
     def _problem(self, key: str, reason: str, consequence: Consequence = "left out") -> None:
         self.problems.append(Problem(self.name, printable(key), reason, consequence))
 
     def _report_unknown_keys(self) -> None:
-        for key, entry in self.entries.items():
+        for key, entry in sorted(self.entries.items()):
             if key not in _LEAVES and not key.startswith(_DIRECTORIES):
                 self._problem(entry.key, "is no key of the contract")
 

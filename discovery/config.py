@@ -1,0 +1,285 @@
+"""Every setting: declared once, read from flags, environment and file, loaded once into frozen Settings.
+
+Precedence: flag > ``DISCOVERY_*`` environment > file > default. A key in the file that no setting has is
+an error, for a misspelt setting that is silently ignored is found only when it was needed.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from discovery.errors import ConfigError
+from discovery.template_files import TemplateFile, parse_template
+
+ROLES = ("registrator", "proxy", "dns", "status")
+
+Role = Literal["registrator", "proxy", "dns", "status"]
+
+
+def _split(value: object) -> object:
+    """One text of comma-separated words, as flags and environment give lists."""
+    return (
+        tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+    )
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _setting(default: Any, description: str, flag: str | None = None, *, secret: bool = False) -> Any:
+    """A field of a section; ``flag`` where it is not the one made from the key."""
+    return Field(default, description=description, json_schema_extra={"flag": flag, "secret": secret})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreSettings(_Section):
+    """Where the keys are."""
+
+    url: str | None = _setting(None, "the store; default file:// in the state directory", "--store")
+    timeout_seconds: Seconds = _setting(5.0, "bound of one call to the store")
+    ca_file: Path | None = _setting(None, "PEM file of the authority that signed the store's certificate")
+    cert_file: Path | None = _setting(None, "PEM file of our client certificate")
+    key_file: Path | None = _setting(None, "PEM file of our client key")
+    username: str | None = _setting(None, "user at the store")
+    password: str | None = _setting(None, "password at the store", secret=True)
+
+
+class NodeSettings(_Section):
+    """Who this node is."""
+
+    name: str | None = _setting(None, "this node's name; default the host's", "--node")
+    address: str | None = _setting(
+        None,
+        "this node's address: an address, an interface or a CIDR; default by the default route",
+        "--address",
+    )
+
+
+class DockerSettings(_Section):
+    """The Docker engine whose containers are registered."""
+
+    url: str | None = _setting(None, "the engine; default DOCKER_HOST, else the standard socket", "--docker")
+    internal: bool = _setting(False, "register containers' own addresses and ports", "--internal")
+    explicit: bool = _setting(False, "register only containers that carry SERVICE_NAME", "--explicit")
+
+
+class RegistratorSettings(_Section):
+    """How instances are kept alive in the store."""
+
+    ttl_seconds: Seconds = _setting(30.0, "life of a key without renewal", "--ttl")
+    relist_seconds: Seconds = _setting(60.0, "at least this often everything is compared", "--resync")
+
+
+class ProxySettings(_Section):
+    """The edge."""
+
+    http: Texts = _setting(("*:80",), "where HTTP is served", "--http")
+    https: Texts = _setting(("*:443",), "where HTTPS is served, when certificates are given", "--https")
+    certs: Path | None = _setting(None, "directory of PEM files with certificate and key", "--certs")
+    bind_address: str = _setting("*", "where host_port listeners bind", "--bind-address")
+    haproxy: str = _setting("haproxy", "the HAProxy to run: a path, or a name on the PATH", "--haproxy")
+    templates: Path | None = _setting(
+        None, "directory whose files replace HAProxy's templates one by one", "--templates"
+    )
+
+
+class DnsSettings(_Section):
+    """The node's resolver."""
+
+    listen: Texts | None = _setting(
+        None, "where DNS is served; default the bridge's gateway, port 53", "--dns"
+    )
+    zone: str = _setting("local", "the zone that is ours", "--zone")
+    upstream: Texts | None = _setting(None, "resolvers for the rest; default the system's", "--upstream")
+    answer: Texts | None = _setting(
+        None, "what names resolve to; default the address served on", "--dns-answer"
+    )
+    wildcard: bool = _setting(False, "answer every name in the zone")
+    ttl_seconds: int = _setting(5, "how long answers may be kept")
+    networks: Texts | None = _setting(None, "who may ask; default the node's own networks")
+
+
+class StatusSettings(_Section):
+    """Health, metrics and what is served, for machines."""
+
+    listen: str = _setting("127.0.0.1:8405", "where the status role is served", "--status")
+
+
+class LogSettings(_Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = _setting("info", "least level that is logged")
+    format: Literal["text", "json"] = _setting("text", "key=value text or JSON")
+
+
+class Settings(_Section):
+    """All settings of one process."""
+
+    state_dir: Path = _setting(
+        Path("/var/lib/discovery") if os.geteuid() == 0 else platformdirs.user_state_path("discovery"),
+        "directory for the file store and for what must outlive a restart",
+        "--state",
+    )
+    roles: Annotated[tuple[Role, ...], BeforeValidator(_split)] = _setting(
+        ROLES, "which roles an agent takes; a named one must be able to run", "--roles"
+    )
+    store: StoreSettings = StoreSettings()
+    node: NodeSettings = NodeSettings()
+    docker: DockerSettings = DockerSettings()
+    registrator: RegistratorSettings = RegistratorSettings()
+    proxy: ProxySettings = ProxySettings()
+    dns: DnsSettings = DnsSettings()
+    status: StatusSettings = StatusSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL, default filled in."""
+        return self.store.url or f"file://{self.state_dir.absolute()}"
+
+    @property
+    def private_dir(self) -> Path:
+        """What is ours alone in the state directory; by its dot name no key of the file store."""
+        return self.state_dir / ".agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as people meet it: file key, flag, environment variable."""
+
+    key: str
+    flag: str
+    field: FieldInfo
+
+    @property
+    def environment(self) -> str:
+        """Its variable."""
+        return "DISCOVERY_" + self.flag.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def secret(self) -> bool:
+        """Whether its value must not be shown."""
+        return bool(_extra(self.field)["secret"])
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether its flag takes no value."""
+        return self.field.annotation is bool
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings, generic templates, and by file key where each value came from."""
+
+    settings: Settings
+    templates: tuple[TemplateFile, ...]
+    origins: Mapping[str, str]
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        key = prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            yield from _walk(field.annotation, f"{key}.")
+        else:
+            flag = _extra(field)["flag"] or "--" + key.replace(".", "-").replace("_", "-")
+            yield Setting(key, flag, field)
+
+
+SETTINGS: tuple[Setting, ...] = tuple(_walk(Settings, ""))
+"""Every setting, in the order of the documentation."""
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Configuration:
+    """Merge the sources and validate. ``flags`` are by file key, without those that were not given.
+
+    Raises ConfigError that names the setting as the person wrote it.
+    """
+    from_file, templates = _read(file) if file is not None else ({}, ())
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for setting in SETTINGS:
+        origins[setting.key] = "default"
+        for origin, found in (
+            (f"file {file}", from_file.get(setting.key)),
+            (f"environment {setting.environment}", environ.get(setting.environment)),
+            (f"flag {setting.flag}", flags.get(setting.key)),
+        ):
+            if found is not None:
+                values[setting.key] = found
+                origins[setting.key] = origin
+    return Configuration(_validate(values, origins), templates, origins)
+
+
+def _validate(values: Mapping[str, object], origins: Mapping[str, str]) -> Settings:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        words = [str(part) for part in first["loc"]]
+        key = next(
+            (".".join(words[:n]) for n in (3, 2, 1) if ".".join(words[:n]) in origins), ".".join(words)
+        )
+        raise ConfigError(key, first["msg"], f"set by {origins.get(key, 'the file')}") from error
+
+
+def _read(file: Path) -> tuple[dict[str, object], tuple[TemplateFile, ...]]:
+    """The file's values by dotted key, and its ``[[template]]`` entries."""
+    try:
+        data = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError("--config", f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", f"{file} is no TOML: {error}") from error
+    entries = data.pop("template", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError("template", f"is no list of tables in {file}", "write [[template]]")
+    values = dict(_flatten(data, ""))
+    known = [setting.key for setting in SETTINGS]
+    for key, value in values.items():
+        if key not in known:
+            # A table that is none of ours is a misspelt section, or [template] for [[template]].
+            like = (
+                {name.partition(".")[0] for name in known}
+                if isinstance(value, dict)
+                else {*known, "template"}
+            )
+            near = get_close_matches(key, sorted(like), n=1, cutoff=0.5)
+            mend = f"did you mean {near[0]}?" if near else "`discovery config` lists every setting"
+            raise ConfigError(key, f"there is no such setting, in {file}", mend)
+    return values, tuple(
+        parse_template(index, entry, file.absolute().parent) for index, entry in enumerate(entries)
+    )
+
+
+def _flatten(data: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    sections = {setting.key.rpartition(".")[0] for setting in SETTINGS}
+    for name, value in data.items():
+        key = prefix + name
+        if isinstance(value, dict) and key in sections:
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value

@@ -1,0 +1,133 @@
+"""What is known, as people and machines read it: JSON documents, tables, differences. Pure."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import unified_diff
+
+from rich.table import Table
+from rich.text import Text
+
+from discovery.catalog import Catalog, Instance, Problem, Service
+from discovery.config import SETTINGS, Configuration
+
+
+def services_document(catalog: Catalog, problems: Sequence[Problem]) -> dict[str, object]:
+    """The JSON document of what is served and what is not, services in the order of their names."""
+    return {
+        "revision": catalog.revision,
+        "services": [_service(catalog.services[name]) for name in sorted(catalog.services)],
+        "quarantined": [
+            {
+                "service": problem.service,
+                "subject": problem.subject,
+                "reason": problem.reason,
+                "consequence": problem.consequence,
+            }
+            for problem in problems
+        ],
+    }
+
+
+def _service(service: Service) -> dict[str, object]:
+    return {
+        "name": service.name,
+        "scheme": service.scheme,
+        "host_port": service.host_port,
+        "options": dict(service.options),
+        "instances": [_instance(instance) for instance in service.instances],
+    }
+
+
+def _instance(instance: Instance) -> dict[str, object]:
+    attributes = instance.attributes
+    return {
+        "id": instance.id,
+        "address": instance.address,
+        "node": attributes.node,
+        "container": attributes.container,
+        "draining": attributes.draining,
+    }
+
+
+def only(catalog: Catalog, name: str | None) -> Catalog:
+    """The catalog of this one service and its problems; the whole one for None."""
+    if name is None:
+        return catalog
+    services = {name: catalog.services[name]} if name in catalog.services else {}
+    problems = tuple(problem for problem in catalog.problems if problem.service == name)
+    return Catalog(catalog.revision, services, problems)
+
+
+def services_tables(catalog: Catalog) -> Iterator[Table]:
+    """A table of the services and, if there are any, one of the problems."""
+    table = Table("service", "scheme", "host port", "instances", box=None)
+    for name in sorted(catalog.services):
+        service = catalog.services[name]
+        addresses = "\n".join(_address(instance) for instance in service.instances) or "none"
+        table.add_row(name, service.scheme, str(service.host_port or ""), addresses)
+    yield table
+    if catalog.problems:
+        problems = Table("not as written", "why", "consequence", box=None)
+        for problem in catalog.problems:
+            # Text, for what comes from the store must not be read as markup.
+            problems.add_row(Text(problem.subject), Text(problem.reason), problem.consequence)
+        yield problems
+
+
+def _address(instance: Instance) -> str:
+    where = instance.attributes.node
+    return (
+        instance.address
+        + (f"  on {where}" if where else "")
+        + (" (draining)" if instance.attributes.draining else "")
+    )
+
+
+def configuration_rows(configuration: Configuration) -> Iterator[tuple[str, str, str]]:
+    """Key, value and origin of every setting; secrets are not shown."""
+    for setting in SETTINGS:
+        value: object = configuration.settings
+        for part in setting.key.split("."):
+            value = getattr(value, part)
+        shown = ", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+        hidden = setting.secret and value is not None
+        yield (
+            setting.key,
+            "(hidden)" if hidden else _without_password(shown),
+            configuration.origins[setting.key],
+        )
+
+
+def _without_password(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    return f"{scheme}://{credentials.partition(':')[0]}:…@{place}" if separator and at else text
+
+
+def configuration_table(configuration: Configuration) -> Table:
+    """Every setting for people."""
+    table = Table("setting", "value", "from", box=None)
+    for key, value, origin in configuration_rows(configuration):
+        table.add_row(key, Text(value), Text(origin))
+    return table
+
+
+def configuration_json(configuration: Configuration) -> str:
+    """Every setting for machines."""
+    rows = configuration_rows(configuration)
+    return json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}, indent=2)
+
+
+def files_difference(running: Mapping[str, str], rendered: Mapping[str, str]) -> str:
+    """A unified diff over files by name; empty when they are the same."""
+    parts = []
+    for name in sorted(running.keys() | rendered.keys()):
+        before, after = running.get(name, ""), rendered.get(name, "")
+        lines = unified_diff(
+            before.splitlines(keepends=True),
+            after.splitlines(keepends=True),
+            f"running/{name}",
+            f"rendered/{name}",
+        )
+        parts.append("".join(lines))
+    return "".join(parts)

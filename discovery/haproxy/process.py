@@ -1,0 +1,277 @@
+"""HAProxy's master process under our care: started, adopted, reloaded, ended.
+
+It outlives us on purpose: it has a session of its own and no pipe to us, so that an agent that is killed
+and started again finds it serving, and takes it over without a gap.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from discovery.errors import ApplyError
+from discovery.haproxy.program import Program
+from discovery.haproxy.runtime import Master, alerts
+from discovery.haproxy.settings import ProxySettings
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.02
+REMNANTS_SECONDS = 3.0
+LOG_BYTES = 1 << 20
+ENVIRONMENT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH")
+"""All that HAProxy gets of our environment, which may hold secrets and systemd's sockets."""
+
+
+class ReloadFailed(ApplyError):
+    """A reload is over and has failed; the former worker serves what it served before."""
+
+
+class Process:
+    """One HAProxy in master-worker mode on ``settings.config``. Only ``wait_for_end`` and ``pid`` are for
+    other threads than the one that commands."""
+
+    def __init__(self, settings: ProxySettings, program: Program) -> None:
+        self.master = Master(settings.master_socket)
+        self._settings = settings
+        self._program = program
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._pidfd: int | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The master's process id; None when there is none, or it ended."""
+        return None if self._pid is None or self.wait_for_end(0) else self._pid
+
+    # -- beginning
+
+    def adopt(self) -> bool:
+        """Take over a master that already runs on our configuration; False if there is none fit for it.
+
+        One that does not answer, or is another program than the one we are told to run, is ended.
+        """
+        ours = self._ours()
+        masters = [pid for pid, parent in ours.items() if parent not in ours]
+        if not masters:
+            return False
+        for pid in masters[1:]:
+            _kill(pid, signal.SIGKILL)
+        self._hold(masters[0])
+        try:
+            if _command(masters[0])[:1] != [str(self._program.path)]:
+                raise ApplyError(f"it is another program than {self._program.path}")
+            self._wait_for_worker(set(), self._settings.start_timeout_seconds)
+        except ApplyError as error:
+            log.warning("haproxy_not_adopted", pid=masters[0], reason=str(error))
+            self.stop()
+            return False
+        log.info("haproxy_adopted", pid=masters[0])
+        return True
+
+    def start(self) -> None:
+        """Start HAProxy on the current configuration, and return when it serves. Raises ApplyError."""
+        self.clear()
+        written = self._log_size()
+        try:
+            with self._settings.log_file.open("ab") as output:
+                child = subprocess.Popen(
+                    self._arguments(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ApplyError(f"HAProxy cannot be started: {error}") from error
+        self._hold(child.pid, child)
+        try:
+            self._wait_for_worker(set(), self._settings.start_timeout_seconds)
+        except ApplyError as error:
+            self._end(signal.SIGKILL, REMNANTS_SECONDS)
+            raise ApplyError(
+                f"HAProxy cannot be started: {alerts(self._log_since(written)) or error}"
+            ) from error
+        log.info("haproxy_started", pid=child.pid, version=self._program.version)
+
+    # -- changing
+
+    def reload(self) -> None:
+        """Have a new worker load the current configuration; return when it alone takes connections.
+
+        Raises ReloadFailed when HAProxy could not, ApplyError when it is not known whether it could.
+        """
+        timeout_seconds = self._settings.start_timeout_seconds
+        written = self._log_size()
+        before = self.master.processes()
+        answer = ""
+        # Up to 2.6 the master drops the connection to begin anew, and how it went is found by looking.
+        with contextlib.suppress(ApplyError):
+            answer = self.master.reload(timeout_seconds)
+        try:
+            if answer.startswith("Success=0"):
+                raise ReloadFailed("no new worker runs")
+            self._wait_for_worker(set(before.workers), timeout_seconds, before.reloads)
+        except ApplyError as error:
+            said = answer.partition("--\n")[2] or self._log_since(written)
+            kind = ReloadFailed if isinstance(error, ReloadFailed) else ApplyError
+            raise kind(f"HAProxy's reload failed: {alerts(said) or error}") from error
+        deadline = time.monotonic() + timeout_seconds
+        for pid in before.workers:
+            while not self.master.has_stopped_listening(pid):
+                if time.monotonic() > deadline:
+                    raise ApplyError(f"HAProxy's former worker {pid} does not stop listening")
+                self.wait_for_end(POLL_SECONDS)
+
+    def server_state(self) -> str:
+        """What the worker knows of its servers, for the next one to begin with. Raises ApplyError."""
+        workers = self.master.processes().workers
+        if not workers:
+            raise ApplyError("HAProxy has no worker")
+        return self.master.worker(workers[0], "show servers state")
+
+    # -- ending
+
+    def wait_for_end(self, timeout_seconds: float) -> bool:
+        """Wait for the master to end; True at once when it did, False after the time-out. For any thread."""
+        with self._lock:
+            if self._pidfd is None:
+                return True
+            descriptor = os.dup(self._pidfd)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return bool(poll.poll(timeout_seconds * 1000))
+        finally:
+            os.close(descriptor)
+
+    def stop(self) -> None:
+        """End HAProxy: let it finish what it has, for a bounded time, then not."""
+        self._end(signal.SIGUSR1, self._settings.stop_timeout_seconds)
+        self.clear()
+
+    def clear(self) -> None:
+        """Leave nothing of a HAProxy that ended: its workers follow their master, but not at once."""
+        self.release()
+        deadline = time.monotonic() + REMNANTS_SECONDS
+        while ours := self._ours():
+            if time.monotonic() > deadline:
+                for pid in ours:
+                    _kill(pid, signal.SIGKILL)
+            select.select((), (), (), POLL_SECONDS)
+
+    def release(self) -> None:
+        """Let go of HAProxy, which goes on."""
+        with self._lock:
+            descriptor, child = self._pidfd, self._child
+            self._pid = self._pidfd = self._child = None
+        if descriptor is not None:
+            os.close(descriptor)
+        if child is not None:
+            child.poll()
+
+    def trim_log(self) -> None:
+        """Keep HAProxy's log within its bound: the older half of it is in ``haproxy.log.1``."""
+        path = self._settings.log_file
+        if self._log_size() > LOG_BYTES:
+            try:
+                path.with_suffix(".log.1").write_bytes(path.read_bytes()[-LOG_BYTES:])
+                # HAProxy appends, so it goes on at the beginning.
+                os.truncate(path, 0)
+            except OSError as error:
+                log.warning("haproxy_log_not_trimmed", error=str(error))
+
+    # -- the steps
+
+    def _arguments(self) -> list[str]:
+        settings = self._settings
+        socket = f"{settings.master_socket},mode,600"
+        return [str(self._program.path), "-W", "-S", socket, "-f", str(settings.config)]
+
+    def _wait_for_worker(self, former: set[int], timeout_seconds: float, reloads: int = -1) -> None:
+        """Wait until a worker that is none of ``former`` answers, the master having reloaded since."""
+        deadline = time.monotonic() + timeout_seconds
+        last = ApplyError("it does not answer")
+        while True:
+            try:
+                processes = self.master.processes()
+                new = [pid for pid in processes.workers if pid not in former]
+                if processes.master == self._pid and processes.reloads > reloads:
+                    if not new:
+                        raise ReloadFailed("no new worker runs")
+                    if "\nPid: " in self.master.worker(new[0], "show info"):
+                        return
+            except ReloadFailed:
+                raise
+            except ApplyError as error:
+                last = error
+            if self.wait_for_end(POLL_SECONDS):
+                raise ApplyError("it ended")
+            if time.monotonic() > deadline:
+                raise last
+
+    def _hold(self, pid: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError as error:
+            raise ApplyError(f"HAProxy's process {pid} ended") from error
+        with self._lock:
+            self._pid, self._pidfd, self._child = pid, descriptor, child
+
+    def _end(self, first: signal.Signals, timeout_seconds: float) -> None:
+        pid = self._pid
+        if pid is not None:
+            for how, patience in ((first, timeout_seconds), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+                if self.wait_for_end(0):
+                    break
+                _kill(pid, how)
+                self.wait_for_end(patience)
+        self.release()
+
+    def _ours(self) -> dict[int, int]:
+        """The processes that run on our configuration, and their parents."""
+        ours = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                command = _command(int(entry.name))
+                if "-f" in command and str(self._settings.config) in command and "-W" in command:
+                    with contextlib.suppress(OSError, IndexError, ValueError):
+                        ours[int(entry.name)] = int(
+                            (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                        )
+        return ours
+
+    def _log_size(self) -> int:
+        try:
+            return self._settings.log_file.stat().st_size
+        except OSError:
+            return 0
+
+    def _log_since(self, offset: int) -> str:
+        try:
+            with self._settings.log_file.open("rb") as file:
+                file.seek(offset)
+                return file.read(LOG_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _kill(pid: int, how: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, how)

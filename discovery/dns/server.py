@@ -26,7 +26,7 @@ from discovery.dns.records import Zone
 from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
 from discovery.dns.respond import Reply, Send, refuse, respond
 from discovery.dns.settings import Address, DnsSettings
-from discovery.dns.stats import Origin, Stats
+from discovery.dns.stats import Cell, Origin, Stats
 from discovery.dns.tcp import TcpEndpoint
 from discovery.dns.udp import (
     CACHED_ANSWERS,
@@ -140,31 +140,35 @@ class DnsServer:
 
     def _handle(self, stream: bool, data: bytes, client: str, send: Send) -> bool:
         table = self._table
-        if not self._access.allows(client):
-            return self._send(refuse(data), "refused", send)
+        if client not in self._access.known and not self._access.allows(client):
+            return self._send(refuse(data), "refused", send) is not None
         outcome = respond(table.zone, data, stream=stream)
         if isinstance(outcome, wire.Query):
             return self._forward(outcome, stream, send)
-        if outcome is not None and not stream and outcome.qtype and len(data) <= CACHED_BYTES:
-            table.remember(data, outcome.message, self.stats.cell(outcome.qtype, outcome.rcode, "local"))
-        return self._send(outcome, "local", send)
+        count = self._send(outcome, "local", send)
+        if count is not None and outcome is not None and outcome.qtype and not stream:
+            table.remember(data, outcome.message, count)
+        return count is not None
 
     def _forward(self, query: wire.Query, stream: bool, send: Send) -> bool:
         if self._upstreams.is_probe(query.labels):
-            return self._send(None, "forwarded", send)
+            self.stats.dropped += 1
+            return False
         self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send))
         return True
 
     def _answer(self, reply: Reply, send: Send) -> None:
         self._send(reply, "forwarded", send)
 
-    def _send(self, reply: Reply | None, origin: Origin, send: Send) -> bool:
+    def _send(self, reply: Reply | None, origin: Origin, send: Send) -> Cell | None:
+        """Send and count; the count, or None where silence is the answer."""
         if reply is None:
             self.stats.dropped += 1
-            return False
-        self.stats.cell(reply.qtype, reply.rcode, origin)[0] += 1
+            return None
         send(reply.message)
-        return True
+        count = self.stats.cell(reply.qtype, reply.rcode, origin)
+        count[0] += 1
+        return count
 
     def _cache(self) -> Cache:
         return self._table.cache
@@ -185,7 +189,10 @@ class _Table:
         self.zone = zone
         self.cache: Cache = {}
 
-    def remember(self, data: bytes, answer: bytes, count: list[int]) -> None:
+    def remember(self, data: bytes, answer: bytes, count: Cell) -> None:
+        """Answer this message so again, unless it is unusually long."""
+        if len(data) > CACHED_BYTES:
+            return
         if len(self.cache) >= CACHED_ANSWERS:
             # Random case and cookies make keys without end.
             self.cache.clear()

@@ -33,18 +33,18 @@ class DnsSettings:
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("dns.listen", "is empty", "give an address, such as 172.17.0.1:53")
-        for host, port in self.listen:
-            _check_address("dns.listen", host, port, lowest_port=0)
+        self._set("listen", _canonical("dns.listen", self.listen, lowest_port=0))
         if not self.answer:
             raise ConfigError("dns.answer", "is empty", "give the address at which HAProxy is reached")
         for host in self.answer:
-            if _check_address("dns.answer", host, 1).is_unspecified:
+            if _parse_address("dns.answer", host).is_unspecified:
                 raise ConfigError("dns.answer", f"{host} is no address that can be reached", "name one")
-        object.__setattr__(self, "zone", _canonical_zone(self.zone))
+        self._set("zone", _canonical_zone(self.zone))
         if not 0 <= self.ttl_seconds <= 86400:
             raise ConfigError("dns.ttl_seconds", f"{self.ttl_seconds} is not from 0 to 86400")
+        if self.upstreams is not None:
+            self._set("upstreams", _canonical("dns.upstreams", self.upstreams, lowest_port=1))
         for host, port in self.upstreams or ():
-            _check_address("dns.upstreams", host, port)
             if (host, port) in self.listen:
                 mend = "name the resolver that answers all other names"
                 raise ConfigError("dns.upstreams", f"{host} port {port} is our own address", mend)
@@ -53,6 +53,9 @@ class DnsSettings:
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise ConfigError("dns.networks", str(error), "write it as 10.0.0.0/8") from None
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen, but for its own making
 
 
 def _canonical_zone(zone: str) -> str:
@@ -63,13 +66,15 @@ def _canonical_zone(zone: str) -> str:
     return name
 
 
-def _check_address(
-    setting: str, host: str, port: int, lowest_port: int = 1
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _canonical(setting: str, addresses: tuple[Address, ...], lowest_port: int) -> tuple[Address, ...]:
+    for _, port in addresses:
+        if not lowest_port <= port <= 65535:
+            raise ConfigError(setting, f"{port} is no port from 1 to 65535")
+    return tuple((str(_parse_address(setting, host)), port) for host, port in addresses)
+
+
+def _parse_address(setting: str, host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
         raise ConfigError(setting, f"{host!r} is no IP address", "names are not looked up here") from None
-    if not lowest_port <= port <= 65535:
-        raise ConfigError(setting, f"{port} is no port from 1 to 65535")
-    return address

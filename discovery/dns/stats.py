@@ -28,6 +28,7 @@ class Stats:
 
     def __init__(self) -> None:
         self._cells: dict[Outcome, Cell] = {}
+        self._found: dict[tuple[int, int, Origin], Cell] = {}
         self.dropped = 0
         """Messages met with silence: responses, and less than a header."""
         self.unsent = 0
@@ -35,8 +36,12 @@ class Stats:
 
     def cell(self, qtype: int, rcode: int, origin: Origin) -> Cell:
         """The count of this outcome; ``qtype`` 0 stands for a message without a question."""
-        outcome = Outcome(_qtype(qtype), _rcode(rcode), origin)
-        return self._cells.setdefault(outcome, [0])
+        cell = self._found.get((qtype, rcode, origin))
+        if cell is None:
+            cell = self._cells.setdefault(Outcome(_qtype(qtype), _rcode(rcode), origin), [0])
+            if qtype in QTYPE.forward:
+                self._found[qtype, rcode, origin] = cell
+        return cell
 
     def snapshot(self) -> Mapping[Outcome, int]:
         """Every count so far."""

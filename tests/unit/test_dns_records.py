@@ -1,5 +1,7 @@
 import dnslib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from discovery.catalog import Attributes, Instance, Service
 from discovery.dns import wire
@@ -224,6 +226,21 @@ def test_an_edns_version_we_do_not_speak() -> None:
     assert opt.ttl >> 24 == 1
 
 
+@given(st.binary(max_size=100), st.sampled_from([b"", b"\x03web\x05local\0\0\xff\0\1", b"\5local\0\0\6\0\1"]))
+def test_no_message_raises_or_is_answered_with_more_than_it_can_take(tail: bytes, question: bytes) -> None:
+    for data in (
+        tail,
+        b"\0\1\1\0\0\1\0\0\0\0\0\0" + question + tail,
+        b"\0\1\1\0\0\1\0\0\0\0\0\1" + question + tail,
+    ):
+        reply = respond(zone(), data, stream=False)
+        if isinstance(reply, Reply):
+            assert len(reply.message) <= 1232
+            assert reply.message[:2] == data[:2]
+        refused = refuse(data)
+        assert refused is None or len(refused.message) <= len(data)
+
+
 def test_a_refusal_is_no_longer_than_the_question() -> None:
     record = dnslib.DNSRecord.question("web.local")
     record.add_ar(dnslib.EDNS0())
@@ -251,6 +268,7 @@ def test_a_refusal_is_no_longer_than_the_question() -> None:
         ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstreams"),
         ({"upstreams": LISTEN}, "dns.upstreams"),
         ({"networks": ("10.0.0.1/8",)}, "dns.networks"),
+        ({"listen": (("FD00::1", 53),), "upstreams": (("fd00:0::1", 53),)}, "dns.upstreams"),
     ],
 )
 def test_settings_that_cannot_be_name_themselves(settings: dict[str, object], setting: str) -> None:

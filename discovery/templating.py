@@ -16,6 +16,19 @@ from jinja2 import (
 
 from discovery.errors import RenderError
 
+# What expressions in a template can raise besides Jinja's own errors, and the file system below its loader.
+# RecursionError is a RuntimeError: a template that includes itself must not end the process.
+_MISTAKES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class Templates:
     """The templates in some directories; a file in an earlier one hides its namesake in a later one."""
@@ -41,10 +54,14 @@ class Templates:
                 f"{error.filename or error.name or name}:{error.lineno}: {error.message}"
             ) from error
         except TemplateNotFound as error:
+            place = self._place(error, "")
             places = ", ".join(str(directory) for directory in self.directories)
-            raise RenderError(f"{error.name}: there is no such template in {places}") from error
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{error.name}: there is no such template in {places}"
+            raise RenderError(f"{place}: {reason}" if place else reason) from error
+        except TemplateError as error:
             raise RenderError(f"{self._place(error, name)}: {error}") from error
+        except _MISTAKES as error:
+            raise RenderError(f"{self._place(error, name)}: {type(error).__name__}: {error}") from error
 
     def clear(self) -> None:
         """Forget compiled templates, so that changed files are read anew."""

@@ -3,8 +3,8 @@
 ``echo 127.0.0.1:8000 > DIR/services/web/hosts/0`` is a registration and ``rm`` ends it; any number of
 processes may share the directory. See file_tree.py for what is in it, file_lease.py for how keys expire.
 
-Writing a key's file anew, by whatever means, takes it over: it is then no longer its old session's. Only
-`created`, of an entry, is kept by our own writes alone: a file that is written in place is as old as that.
+Writing a key's file anew, by whatever means, takes it over from the session that owned it. An entry's
+``created`` is its file's mtime, which our own writes carry on, and anyone else's set anew.
 """
 
 import contextlib
@@ -53,36 +53,36 @@ class FileStore:
         self._tree = Tree(directory, timeout_seconds)
         self._clock = clock
         self._opening = threading.Lock()
-        self._opened: tuple[BootClock, Mirror, TreeWatch] | None = None
+        self._opened: tuple[Mirror, TreeWatch] | None = None
         self._closed = False
         self._expiry_failed: str | None = None
 
     def snapshot(self, prefix: str) -> Snapshot:
         """See ``base.Store``."""
-        _, mirror, _ = self._open()
-        snapshot = mirror.snapshot(prefix)
+        mirror, _, fresh = self._open()
+        snapshot = mirror.snapshot(prefix, look=not fresh)
         self._remove_expired(mirror)
         return snapshot
 
     def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
         """See ``base.Store``. A thread and inotify are held while anyone watches."""
-        _, mirror, tree_watch = self._open()
+        mirror, tree_watch, _ = self._open()
         return self._follow(mirror, tree_watch, prefix, revision)
 
     def session(self, ttl_seconds: float) -> Session:
         """See ``base.Store``."""
-        clock, *_ = self._open()
-        return _FileSession(self._tree, clock, ttl_seconds)
+        self._check_open()
+        return _FileSession(self._tree, self._clock or boot_clock(), ttl_seconds)
 
     def put(self, values: Mapping[str, str]) -> None:
         """See ``base.Store``; when this returns, they are on the disk."""
-        self._open()
+        self._check_open()
         with self._tree.locked():
             self._tree.commit(self._tree.stage(values, durable=True))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See ``base.Store``."""
-        self._open()
+        self._check_open()
         with self._tree.locked():
             for key in keys:
                 self._tree.remove(key)
@@ -90,19 +90,21 @@ class FileStore:
     def close(self) -> None:
         """See ``base.Store``."""
         self._closed = True
+        self._tree.close()
         if self._opened is not None:
-            self._opened[1].history.wake()
+            self._opened[0].history.wake()
 
-    def _open(self) -> tuple[BootClock, Mirror, TreeWatch]:
+    def _open(self) -> tuple[Mirror, TreeWatch, bool]:
+        """The mirror, its keeper, and whether this very call has made it, by looking at everything."""
         with self._opening:
             self._check_open()
+            fresh = self._opened is None
             if self._opened is None:
-                clock = self._clock or boot_clock()
                 self._tree.check()
-                mirror = Mirror(self._tree, clock)
+                mirror = Mirror(self._tree, self._clock or boot_clock())
                 tree_watch = TreeWatch(self._tree, mirror, lambda: self._remove_expired(mirror))
-                self._opened = clock, mirror, tree_watch
-            return self._opened
+                self._opened = mirror, tree_watch
+            return *self._opened, fresh
 
     def _check_open(self) -> None:
         if self._closed:
@@ -213,7 +215,9 @@ class _FileSession:
         if self._closed:
             raise SessionLost("the session was closed")
         with self._tree.locked():
-            if self._clock.now() >= self._expires or not self._path.exists():
+            with translated(self._path):
+                exists = self._path.exists()
+            if not exists or self._clock.now() >= self._expires:
                 raise SessionLost(f"{self._path}: the session's keys have expired")
             yield
 

@@ -64,11 +64,12 @@ class Mirror:
 
     # -- reading
 
-    def snapshot(self, prefix: str) -> Snapshot:
-        """Look at everything below ``prefix``, and what it is."""
+    def snapshot(self, prefix: str, *, look: bool = True) -> Snapshot:
+        """What is below ``prefix``, after looking at it."""
         key = prefix.rstrip("/")
         with self._lock:
-            self.refresh([key] if key == ROOT or is_key(key) else [])
+            if look:
+                self.refresh([key] if key == ROOT or is_key(key) else [])
             entries = self._visible.values()
             return Snapshot(
                 self.history.revision,
@@ -183,7 +184,7 @@ class Mirror:
         known = self._files.get(key)
         if known and known.settled and status and known.stamp == stamp_of(status):
             return
-        file = read_file(f"{self._tree.root}{key}", key)
+        file = read_file(f"{self._tree.root}{key}", key, status)
         if file is None:
             self._forget(key)
         elif known and self._is_half_written(known, file):

@@ -109,38 +109,49 @@ def stamp_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
 
 
-def read_file(path: str, key: str) -> File | None:
+def read_file(path: str, key: str, status: os.stat_result | None = None) -> File | None:
     """The file at ``path`` as an entry, with ``error`` set when it cannot be read; None when it is gone.
 
-    Never blocks, whatever kind of file it is, and never reads much more than VALUE_BYTES.
+    Never blocks, whatever kind of file it is, and never reads much more than VALUE_BYTES. ``status`` is what
+    lstat has just said of it, if it was asked.
     """
-    value, error = "", None
+    data, error = b"", None
     try:
-        status = os.lstat(path)
+        status = status or os.lstat(path)
         if stat.S_ISREG(status.st_mode):
-            # Opened without following or blocking, for it may have become something else meanwhile.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb", buffering=0) as file:
-                status = os.fstat(descriptor)
-                data = file.read(VALUE_BYTES + 2) if stat.S_ISREG(status.st_mode) else b""
-            value = data.removesuffix(b"\n").decode(errors="backslashreplace")
-            if len(data.removesuffix(b"\n")) > VALUE_BYTES:
-                value, error = "", f"is longer than {VALUE_BYTES // 1024} KiB"
+            data, status = _read_data(path)
         if not stat.S_ISREG(status.st_mode):
             error = f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as failure:
+        if status is None:
+            return None
         error = failure.strerror or str(failure)
-        with contextlib.suppress(OSError):
-            status = os.lstat(path)
+    data = data.removesuffix(b"\n")
+    if len(data) > VALUE_BYTES:
+        data, error = b"", f"is longer than {VALUE_BYTES // 1024} KiB"
     name = shown(key)
     if name != key:
         error = "its name is no UTF-8"
     # Our own writes carry the time of creation on in mtime; what happened last is in ctime.
-    entry = Entry(name, value, status.st_mtime_ns, max(status.st_mtime_ns, status.st_ctime_ns), error)
+    modified = max(status.st_mtime_ns, status.st_ctime_ns)
+    entry = Entry(name, data.decode(errors="backslashreplace"), status.st_mtime_ns, modified, error)
     settled = time.time_ns() - status.st_ctime_ns > SETTLED_NS
     return File(entry, (status.st_ino, status.st_mtime_ns), stamp_of(status), settled)
+
+
+def _read_data(path: str) -> tuple[bytes, os.stat_result]:
+    """Content and status of a regular file; of anything else that it has become meanwhile, the status."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", status
+        # Two bytes more: the final newline, and one that shows that it is too long.
+        return os.read(descriptor, VALUE_BYTES + 2), status
+    finally:
+        os.close(descriptor)
 
 
 class Tree:
@@ -153,7 +164,11 @@ class Tree:
         self._timeout_seconds = timeout_seconds
         self._prepared = False
         self._seen_alive = False
-        self._never = threading.Event()
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """End any wait for the lock."""
+        self._closing.set()
 
     def check(self) -> os.stat_result:
         """The directory's status. Raises StoreUnavailable when it is gone.
@@ -190,11 +205,10 @@ class Tree:
         self.check()
         deadline = time.monotonic() + self._timeout_seconds
         while (lock := self._lock()) is None:
-            if time.monotonic() > deadline:
+            if self._closing.wait(LOCK_POLL_SECONDS) or time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"{self.root}/.lock: held by another process for {self._timeout_seconds:g} s"
                 )
-            self._never.wait(LOCK_POLL_SECONDS)
         try:
             yield
         finally:
@@ -233,8 +247,9 @@ class Tree:
         encoded = {key: _encode(key, value) for key, value in values.items()}
         staged: list[Staged] = []
         try:
+            for parent in sorted({parent for key in encoded for parent in ancestors(key)}):
+                self._make_directory(parent)
             for key, data in encoded.items():
-                self._make_parents(key)
                 staged.append(Staged(key, *self.write_beside(data, self._carried_time(key), durable)))
         except BaseException:
             self.unstage(staged)
@@ -312,14 +327,13 @@ class Tree:
             return None
         return status.st_mtime_ns + 1 if stat.S_ISREG(status.st_mode) else None
 
-    def _make_parents(self, key: str) -> None:
-        for parent in ancestors(key):
-            path = f"{self.root}{parent}"
-            with translated(path):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(path, 0o755)
-                if not stat.S_ISDIR(os.lstat(path).st_mode):
-                    raise StoreRefused(f"{path}: is no directory, so {key!r} cannot be below it")
+    def _make_directory(self, key: str) -> None:
+        path = f"{self.root}{key}"
+        with translated(path):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o755)
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise StoreRefused(f"{path}: is no directory, so no key can be below it")
 
     def _has_real_parents(self, key: str) -> bool:
         return all(stat.S_ISDIR(os.lstat(f"{self.root}{parent}").st_mode) for parent in ancestors(key))

@@ -63,7 +63,7 @@ class TreeWatch:
         self._users = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = threading.Event()
         self._wake = threading.Event()
         self._dirty_lock = threading.Lock()
         self._dirty: set[str] = set()
@@ -91,19 +91,19 @@ class TreeWatch:
     def check(self) -> None:
         """Raises why the mirror cannot be kept up to date, if so."""
         if self._error is not None:
-            raise StoreUnavailable(str(self._error)) from self._error
+            raise type(self._error)(str(self._error)) from self._error
         if self._thread is None or not self._thread.is_alive():
             raise StoreUnavailable(f"{self._tree.root}: the thread that watches it has ended")
 
     def _start(self) -> None:
-        self._stopping = False
+        self._stopping.clear()
         self._error = None
         self._rescan_due = 0.0
         self._thread = threading.Thread(target=self._run, name="file-store", daemon=True)
         self._thread.start()
 
     def _stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
@@ -111,22 +111,28 @@ class TreeWatch:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self._wait()
-                if self._stopping:
-                    return
-                try:
-                    self._look()
-                    self._error = None
-                except StoreError as error:
-                    if self._error is None:
-                        log.warning("file_store_lost", path=self._tree.root, error=str(error))
-                    self._error = error
-                    self._disarm()
-                    self._mirror.history.wake()
+                if not self._stopping.is_set():
+                    self._try_to_look()
         finally:
             self._disarm()
             self._mirror.history.wake()
+
+    def _try_to_look(self) -> None:
+        before = self._error
+        try:
+            self._look()
+        except StoreError as error:
+            self._error = error
+            self._disarm()
+            self._mirror.history.wake()
+            if before is None:
+                log.warning("file_store_lost", path=self._tree.root, error=str(error))
+            return
+        self._error = None
+        if before is not None:
+            log.info("file_store_back", path=self._tree.root)
 
     def _wait(self) -> None:
         due_seconds = self._mirror.due_seconds()
@@ -134,10 +140,10 @@ class TreeWatch:
         wait_seconds = min(TICK_SECONDS, rescan_seconds, TICK_SECONDS if due_seconds is None else due_seconds)
         if self._error is not None:
             wait_seconds = TICK_SECONDS
-        if wait_seconds > 0 and self._wake.wait(wait_seconds) and not self._stopping:
+        if wait_seconds > 0 and self._wake.wait(wait_seconds):
+            # Cleared before looking, so that what comes meanwhile sets it again.
             self._wake.clear()
-            # Nothing is lost by this: what comes meanwhile sets the event again.
-            threading.Event().wait(GATHER_SECONDS)
+            self._stopping.wait(GATHER_SECONDS)
 
     def _look(self) -> None:
         self._arm()

@@ -1,0 +1,107 @@
+"""The services' keys as the store was last seen, kept current by list + watch: for those who write some."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import cast
+
+import structlog
+
+from discovery.errors import HistoryLost, StoreError
+from discovery.retry import Backoff
+from discovery.schema import SERVICES, split_key
+from discovery.stores.base import Changes, Entry, Store
+
+log = structlog.get_logger(__name__)
+
+_NOTHING: Mapping[str, str] = {}
+
+
+class Mirror:
+    """One thread calls ``run``; the rest is for any thread.
+
+    ``wake`` is called after a snapshot and when a service changed that ``interest`` names. Attributes and
+    options of other services are not kept: they are most of what a store holds, and nobody asks for them.
+    """
+
+    def __init__(
+        self, store: Store, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.interest: frozenset[str] = frozenset()
+        self.ready = False
+        self.heard_at = 0.0
+        self._store = store
+        self._wake = wake
+        self._clock = clock
+        self._services: dict[str, Mapping[str, str]] = {}
+
+    def seen(self, service: str) -> Mapping[str, str]:
+        """The keys of one service by what follows ``/services/<name>/``; it never changes afterwards."""
+        return self._services.get(service, _NOTHING)
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the store until ``stop``; an outage is waited out, and what was seen stays."""
+        backoff = Backoff(first_seconds=0.2, most_seconds=5)
+        while not stop.is_set():
+            try:
+                revision = self._list()
+                backoff.reset()
+                self._follow(revision, stop)
+            except HistoryLost as error:
+                log.info("watch_history_lost", store=self._store.url, reason=str(error))
+            except StoreError as error:
+                log.debug("watch_ended", store=self._store.url, error=str(error))
+                stop.wait(backoff.next_seconds())
+
+    def _list(self) -> int:
+        began = self._clock()
+        snapshot = self._store.snapshot(SERVICES)
+        services: dict[str, dict[str, str]] = {}
+        for key, entry in snapshot.entries.items():
+            service, rest = split_key(key)
+            if self._is_kept(service, rest):
+                services.setdefault(service, {})[rest] = _value(entry)
+        self._services = dict(services)
+        self.heard_at = began
+        self.ready = True
+        self._wake()
+        return snapshot.revision
+
+    def _follow(self, revision: int, stop: threading.Event) -> None:
+        # Every watch is a generator; the protocol promises only what readers need, an iterator.
+        watch = cast("Generator[Changes]", self._store.watch(SERVICES, revision))
+        with contextlib.closing(watch):
+            for changes in watch:
+                if stop.is_set():
+                    return
+                if self._apply(changes):
+                    self._wake()
+                self.heard_at = self._clock()
+
+    def _apply(self, changes: Changes) -> bool:
+        """Take the changes over; whether any is of interest."""
+        touched: dict[str, dict[str, str]] = {}
+        for change in changes.changes:
+            service, rest = split_key(change.key)
+            if not self._is_kept(service, rest):
+                continue
+            keys = touched.setdefault(service, dict(self.seen(service)))
+            if change.entry is None:
+                keys.pop(rest, None)
+            else:
+                keys[rest] = _value(change.entry)
+        for service, keys in touched.items():
+            if keys:
+                self._services[service] = keys
+            else:
+                self._services.pop(service, None)
+        return not self.interest.isdisjoint(touched)
+
+    def _is_kept(self, service: str, rest: str) -> bool:
+        return rest.startswith("hosts/") or "/" not in rest or service in self.interest
+
+
+def _value(entry: Entry) -> str:
+    """What a key says; a value that cannot be read equals none that we would write."""
+    return entry.value if entry.error is None else ""

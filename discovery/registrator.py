@@ -1,0 +1,331 @@
+"""The registrator: keeps in the store what a source says runs here, under one session.
+
+Three threads, one direction. One asks the source and leaves its newest answer; one mirrors the store; the
+third owns the session: it compares the two (`reconcile`), writes the difference, and keeps the keys alive.
+An event from either side only wakes it. So a source that hangs never starves the keepalive, and a store
+that hangs never stops the events.
+
+A key is kept alive only on the source's word. While the source is out of reach, its last word counts for
+``grace_seconds``: an engine that is restarted takes seconds, its containers may run on meanwhile, and the
+edges' own checks take out those that do not. After that the keys are left to expire.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from discovery.catalog import Problem, Registration
+from discovery.errors import SessionLost, SourceError, StoreError
+from discovery.mirror import Mirror
+from discovery.reconcile import HOSTS, Plan, is_shared, plan
+from discovery.retry import Backoff
+from discovery.schema import printable, split_key
+from discovery.sources.base import Source
+from discovery.stores.base import HEARTBEAT_SECONDS, Session, Store
+from discovery.workers import Workers
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.2
+"""How soon a stop is noticed."""
+
+SETTLE_SECONDS = 1.0
+"""How much later than our write the store must have been heard for its word to be newer than ours."""
+
+SHARED_JITTER_SECONDS = 1.0
+"""Survivors put a shared key back at different times: the first does it for all."""
+
+CONTEST_SECONDS = 120.0
+"""How long a key that another writer overwrote is reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistratorStatus:
+    """How things stand. ``reconciled_at`` is in seconds since 1970, None before the first time.
+
+    ``error`` is why the source or the store cannot be used at the moment, None when both can.
+    """
+
+    registered: int = 0
+    reconciled_at: float | None = None
+    error: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the source said, and when it was asked."""
+
+    registrations: tuple[Registration, ...]
+    at: float
+
+
+@dataclass(slots=True)
+class _Held:
+    """A session, when it must be kept alive next, what we wrote in it and when.
+
+    ``unsure`` are keys whose last put failed: it may have reached the store all the same. They count as
+    written, lest one is forgotten that is there, and are written again.
+    """
+
+    session: Session
+    keepalive_due: float
+    values: dict[str, str] = field(default_factory=dict)
+    put_at: dict[str, float] = field(default_factory=dict)
+    unsure: set[str] = field(default_factory=set)
+
+
+class Registrator:
+    """One thread calls ``run``; ``status`` is for any thread.
+
+    ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` must exceed the interval at which the
+    source asks for a fresh look by itself.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        *,
+        ttl_seconds: float = 30.0,
+        grace_seconds: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._ttl_seconds = ttl_seconds
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._woken = threading.Event()
+        self._mirror = Mirror(store, self._woken.set, clock)
+        self._look: _Look | None = None
+        self._held: _Held | None = None
+        self._restore_due: dict[str, float] = {}
+        self._contested: dict[str, tuple[float, Problem]] = {}
+        self._contest_backoff = Backoff(first_seconds=1, most_seconds=30)
+        self._store_backoff = Backoff(first_seconds=0.2, most_seconds=max(0.2, ttl_seconds / 3))
+        self._not_before = 0.0
+        self._recheck_due: float | None = None
+        self._stale = False
+        self._reconciled_at: float | None = None
+        self._source_error: str | None = None
+        self._store_error: str | None = None
+
+    @property
+    def status(self) -> RegistratorStatus:
+        """See RegistratorStatus."""
+        held, look = self._held, self._look
+        values = dict(held.values) if held else {}
+        contested = tuple(problem for _, problem in list(self._contested.values()))
+        return RegistratorStatus(
+            registered=sum(split_key(key)[1].startswith(HOSTS) for key in values) if look else 0,
+            reconciled_at=self._reconciled_at,
+            error=self._source_error or self._store_error,
+            problems=(*self._source.problems, *contested),
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Register until ``stop``, then withdraw everything, within two time-outs of the store."""
+        workers = Workers(on_failure=self._woken.set)
+        workers.start("registrator-source", self._look_again)
+        workers.start("registrator-mirror", self._mirror.run)
+        try:
+            while not stop.is_set() and workers.failure is None:
+                stirred = self._woken.wait(POLL_SECONDS)
+                self._woken.clear()
+                self._turn(stirred)
+        finally:
+            self._withdraw()
+            self._source.close()
+            workers.stop(timeout_seconds=5)
+        if workers.failure is not None:
+            raise workers.failure
+
+    # -- the source
+
+    def _look_again(self, stop: threading.Event) -> None:
+        backoff = Backoff(first_seconds=0.2, most_seconds=5)
+        while not stop.is_set():
+            began = self._clock()
+            try:
+                registrations = self._source.registrations()
+            except SourceError as error:
+                if self._source_error is None and not stop.is_set():
+                    log.error("source_unreachable", source=self._source.name, error=str(error))
+                self._source_error = str(error)
+                stop.wait(backoff.next_seconds())
+                continue
+            backoff.reset()
+            if self._source_error is not None:
+                log.info("source_recovered", source=self._source.name)
+            self._source_error = None
+            self._look = _Look(registrations, began)
+            self._woken.set()
+            while not stop.is_set() and not self._source.wait(POLL_SECONDS):
+                pass
+
+    # -- the store
+
+    def _turn(self, stirred: bool) -> None:
+        """Do what is due. Whatever fails is due again, after a while."""
+        now = self._clock()
+        look = self._look
+        if now < self._not_before or look is None or not self._mirror.ready or self._is_stale(look, now):
+            # What stirred us too early is not lost: a failure is tried again, a mirror or a source that
+            # has news wakes us.
+            return
+        keeping = self._held is not None and self._held.keepalive_due <= now
+        if not (stirred or keeping or self._store_error or self._is_check_due(now)):
+            return
+        self._recheck_due = None
+        try:
+            if keeping:
+                self._keepalive()
+            self._reconcile(look)
+        except SessionLost as error:
+            log.warning("session_lost", store=self._store.url, reason=str(error))
+            self._held = None
+            self._fail(error)
+        except StoreError as error:
+            if self._store_error is None:
+                log.error("registration_failed", store=self._store.url, error=str(error))
+            self._fail(error)
+        else:
+            if self._store_error is not None:
+                log.info("registration_recovered", store=self._store.url)
+            self._store_error = None
+            self._store_backoff.reset()
+
+    def _is_check_due(self, now: float) -> bool:
+        """Whether a key is to be put back now, or what we wrote last can be verified."""
+        dues = [*self._restore_due.values(), *([self._recheck_due] if self._recheck_due else [])]
+        return any(due <= now for due in dues)
+
+    def _is_stale(self, look: _Look, now: float) -> bool:
+        """Whether the source's last word is too old to act on, and to keep keys alive on."""
+        stale = now - look.at > self._grace_seconds
+        if stale and not self._stale:
+            log.error("keys_left_to_expire", source=self._source.name, silent_seconds=round(now - look.at))
+        self._stale = stale
+        return stale
+
+    def _fail(self, error: StoreError) -> None:
+        self._store_error = str(error)
+        self._not_before = self._clock() + self._store_backoff.next_seconds()
+
+    def _keepalive(self) -> None:
+        held = self._held
+        if held is not None:
+            held.session.keepalive()
+            held.keepalive_due = self._clock() + self._ttl_seconds / 3
+
+    def _reconcile(self, look: _Look) -> None:
+        held = self._held
+        values = held.values if held else {}
+        services = {*(each.service for each in look.registrations), *(split_key(key)[0] for key in values)}
+        # Before anything is written, so that the mirror keeps what it will see of it.
+        self._mirror.interest = frozenset(services)
+        difference = plan(look.registrations, values, self._mirror.seen, self._is_settled)
+        puts = {**difference.puts, **self._due_restores(difference.restores)}
+        if held is not None:
+            left = {*difference.deletes, *difference.cedes}
+            puts = {**{key: values[key] for key in held.unsure - left}, **puts}
+        if puts:
+            self._put(puts)
+        if held is not None:
+            self._leave(held, difference)
+        self._reconciled_at = time.time()
+
+    def _put(self, puts: dict[str, str]) -> None:
+        if self._held is None:
+            session = self._store.session(self._ttl_seconds)
+            self._held = _Held(session, self._clock() + self._ttl_seconds / 3)
+        held = self._held
+        before = held.values
+        held.values = {**before, **puts}
+        held.unsure |= puts.keys()
+        try:
+            held.session.put(puts)
+        finally:
+            now = self._clock()
+            held.put_at.update(dict.fromkeys(puts, now))
+            self._recheck_due = now + SETTLE_SECONDS + 2 * HEARTBEAT_SECONDS
+        held.unsure -= puts.keys()
+        for key, value in puts.items():
+            if split_key(key)[1].startswith(HOSTS) and before.get(key) != value:
+                log.info("instance_registered", key=key, address=value)
+
+    def _leave(self, held: _Held, difference: Plan) -> None:
+        if difference.deletes:
+            held.session.delete(difference.deletes)
+        gone = {*difference.deletes, *difference.cedes}
+        for key in sorted(gone):
+            held.put_at.pop(key, None)
+            held.unsure.discard(key)
+            if split_key(key)[1].startswith(HOSTS):
+                log.info("instance_withdrawn", key=key)
+        if gone:
+            held.values = {key: value for key, value in held.values.items() if key not in gone}
+
+    def _is_settled(self, key: str) -> bool:
+        put_at = self._held.put_at.get(key) if self._held else None
+        return put_at is None or self._mirror.heard_at - put_at > SETTLE_SECONDS
+
+    # -- keys that somebody else removed or overwrote
+
+    def _due_restores(self, restores: dict[str, str]) -> dict[str, str]:
+        """Those to put back now; the others get a time."""
+        now = self._clock()
+        for key in self._restore_due.keys() - restores.keys():
+            del self._restore_due[key]
+        for key in restores.keys() - self._restore_due.keys():
+            self._restore_due[key] = now + self._restore_delay_seconds(key)
+        due = {key: value for key, value in restores.items() if self._restore_due[key] <= now}
+        for key in due:
+            del self._restore_due[key]
+            log.info("key_restored", key=key)
+        self._forget_contests(now)
+        return due
+
+    def _restore_delay_seconds(self, key: str) -> float:
+        """At once what is gone; later and later what another writer keeps overwriting."""
+        if is_shared(key):
+            return random.uniform(0, SHARED_JITTER_SECONDS)
+        service, rest = split_key(key)
+        found = self._mirror.seen(service).get(rest)
+        if found is None:
+            return 0.0
+        reason = f"another writer put {printable(found)!r}; does another node have this node's name?"
+        if key not in self._contested:
+            log.warning("key_overwritten", key=key, value=printable(found))
+        self._contested[key] = (self._clock(), Problem(service, printable(key), reason, "reported"))
+        return self._contest_backoff.next_seconds()
+
+    def _forget_contests(self, now: float) -> None:
+        if self._contested:
+            recent = {key: it for key, it in self._contested.items() if now - it[0] < CONTEST_SECONDS}
+            self._contested = recent
+            if not recent:
+                self._contest_backoff.reset()
+
+    # -- the end
+
+    def _withdraw(self) -> None:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        for last in (False, True):
+            try:
+                held.session.close()
+            except SessionLost:
+                return
+            except StoreError as error:
+                if last:
+                    log.error("withdrawal_failed", error=str(error), expire_in_seconds=self._ttl_seconds)
+            else:
+                log.info("withdrawn", keys=len(held.values))
+                return

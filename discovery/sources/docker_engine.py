@@ -1,0 +1,194 @@
+"""The Docker engine's API, as much of it as is needed: list, inspect, follow events. Only ever GET.
+
+Here the docker library's errors become SourceError.
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import docker
+import requests
+import structlog
+import urllib3
+from docker.types import CancellableStream
+
+from discovery.errors import SourceError
+
+log = structlog.get_logger(__name__)
+
+STANDARD_URL = "unix:///var/run/docker.sock"
+
+_WATCHED = {
+    "type": ["container", "network"],
+    # Not exec_*, which every health check sends.
+    "event": [
+        *("start", "restart", "kill", "stop", "die", "destroy", "pause", "unpause"),
+        *("rename", "update", "health_status", "connect", "disconnect"),
+    ],
+}
+
+
+def engine_url(setting: str | None, environment: Mapping[str, str]) -> str:
+    """The engine to use: the setting, else DOCKER_HOST, else the standard socket."""
+    return setting or environment.get("DOCKER_HOST") or STANDARD_URL
+
+
+def ping(url: str, timeout_seconds: float = 5.0) -> None:
+    """Return when an engine answers at ``url``; SourceError otherwise, naming the mend."""
+    Engine(url, timeout_seconds).close()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a container. ``signal`` is that of a kill; ``at_us`` by the engine's clock."""
+
+    container_id: str
+    action: str
+    signal: int | None
+    at_us: int
+
+
+class Engine:
+    """A connection to the engine at ``url``; every method raises SourceError. Opening it asks its version.
+
+    ``timeout_seconds`` bounds each call. Thread-safe.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self.url = url
+        self._timeout_seconds = timeout_seconds
+        with self._translated():
+            # Negotiated anew at each connection, for the engine may have been replaced by another version.
+            self._client = docker.APIClient(base_url=url, version="auto", timeout=timeout_seconds)  # type: ignore[arg-type]  # it takes fractions
+
+    def list(self) -> list[dict[str, Any]]:
+        """The containers that run or are paused, as the engine lists them."""
+        with self._translated():
+            found: list[dict[str, Any]] = self._client.containers()
+            return found
+
+    def inspect(self, container_id: str) -> dict[str, Any] | None:
+        """Everything about one container, None when there is no such container."""
+        with self._translated():
+            try:
+                document: dict[str, Any] = self._client.inspect_container(container_id)
+            except docker.errors.NotFound:
+                return None
+            return document
+
+    def events(self, since: float, quiet_seconds: float, wake: Callable[[], None]) -> "EventStream":
+        """Subscribe; returns once the engine has accepted. ``since`` is in seconds since 1970."""
+        with self._translated():
+            # Not the library's own method, for that one waits for ever on a connection that died.
+            response = self._client.get(
+                f"{self._client.base_url}/v{self._client.api_version}/events",
+                params={"since": str(int(since)), "filters": json.dumps(_WATCHED)},
+                stream=True,
+                timeout=(self._timeout_seconds, quiet_seconds),
+            )
+            response.raise_for_status()
+        return EventStream(response, wake)
+
+    def close(self) -> None:
+        """Close its connections, but not its event streams."""
+        self._client.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (
+            docker.errors.DockerException,
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise SourceError(
+                f"docker.url: no Docker engine answers at {self.url}: {_reason(error)}"
+                " (start it, or name its socket by --docker)"
+            ) from error
+
+
+class EventStream:
+    """Follows one subscription in a thread of its own until it ends, for whatever reason.
+
+    ``wake`` is called after each event and at the end.
+    """
+
+    def __init__(self, response: requests.Response, wake: Callable[[], None]) -> None:
+        self._stream = CancellableStream(response.iter_lines(), response)
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+        self._ended = False
+        self._thread = threading.Thread(target=self._follow, name="docker-events", daemon=True)
+        self._thread.start()
+
+    @property
+    def stirred(self) -> bool:
+        """Whether there are events to take, or the stream has ended."""
+        return bool(self._events) or self._ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more events will come; those before may still have to be taken."""
+        return self._ended
+
+    def take(self) -> list[Event]:
+        """The events since the last call, in their order."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """End the subscription and its thread."""
+        with contextlib.suppress(OSError, AttributeError):
+            # AttributeError: it has ended by itself, and there is no socket any more.
+            self._stream.close()
+        self._thread.join(timeout=5)
+
+    def _follow(self) -> None:
+        try:
+            for line in self._stream:
+                event = _read_event(line)
+                if event is not None:
+                    with self._lock:
+                        self._events.append(event)
+                    self._wake()
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # The reader subscribes again, and then lists: nothing is lost.
+            log.debug("docker_events_ended", reason=_reason(error))
+        finally:
+            self._ended = True
+            self._wake()
+
+
+def _read_event(line: bytes) -> Event | None:
+    """An event as the engine sends it; None for one that is about no container."""
+    if not line:
+        return None
+    message = json.loads(line)
+    actor = message.get("Actor") or {}
+    attributes = actor.get("Attributes") or {}
+    concerned = attributes.get("container") if message.get("Type") == "network" else actor.get("ID")
+    if not concerned:
+        return None
+    number = attributes.get("signal", "")
+    return Event(
+        container_id=concerned,
+        action=message.get("Action", ""),
+        signal=int(number) if number.isdigit() else None,
+        at_us=int(message.get("timeNano", 0)) // 1000,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The last word of an error that libraries have wrapped into one another."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__

@@ -22,7 +22,13 @@ import etcd
 import structlog
 import urllib3
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from discovery.errors import StoreRefused, StoreUnavailable
 from discovery.stores.endpoints import Endpoint, Target
@@ -246,7 +252,9 @@ def _answer(endpoint: Endpoint, status: int, headers: Mapping[str, str], data: b
         return Answer(code, index, headers.get("X-Etcd-Cluster-Id") or "", body)
     said = f"{body.get('message', status)} {body.get('cause', '')}".strip()[:200]
     if status == 401:
-        raise StoreRefused(f"{endpoint}: user or password are wrong, or have no right to this: {said}")
+        raise StoreRefused(
+            f"{endpoint}: user or password are missing, not right, or not allowed this: {said}"
+        )
     if status >= 500 or code in (300, 301, 400):
         raise NoQuorum(f"{endpoint}: {said}")
     raise StoreRefused(f"{endpoint}: {said}")
@@ -265,12 +273,19 @@ def _no_v2_json(endpoint: Endpoint, status: int, data: bytes) -> StoreRefused | 
 
 
 def _reason(cause: Exception) -> str:
-    if isinstance(cause, ReadTimeoutError | ConnectTimeoutError):
-        return "no answer in time"
-    if isinstance(cause, ProtocolError):
-        return "it closed the connection"
     # urllib3 puts pool and address first and what happened last.
-    return str(cause).rsplit(": ", 1)[-1][:200] or type(cause).__name__
+    last = str(cause).rsplit(": ", 1)[-1][:200]
+    match cause:
+        case NewConnectionError():
+            return last
+        case ReadTimeoutError() | ConnectTimeoutError():
+            return "no answer in time"
+        case ProtocolError():
+            return "it closed the connection"
+        case SSLError() | ssl.SSLError():
+            return f"TLS fails: {last}"
+        case _:
+            return last or type(cause).__name__
 
 
 # ---- several servers --------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 A store that was down longer than the TTL may come back without the expiring keys (etcd v2 does). Their
 owners put them again within moments; until then a reader that believed the store would drop everything.
-So for a bounded time after an outage removals are held back. What really died meanwhile is kept out of
-rotation by the health checks.
+So for a bounded time after an outage removals are held back, each key for that time at most. What really
+died meanwhile is kept out of rotation by the health checks.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,8 +19,9 @@ class OutageGuard:
     def __init__(self, hold_seconds: float) -> None:
         self._hold_seconds = hold_seconds
         self._mirror: dict[str, Entry] = {}
-        self._held: set[str] = set()
-        self._until: float | None = None
+        # Each held key with the time of its release: another outage does not put that off.
+        self._held: dict[str, float] = {}
+        self._until = -math.inf
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -40,33 +42,30 @@ class OutageGuard:
         if after_outage:
             self._until = now_seconds + self._hold_seconds
         gone = self._mirror.keys() - snapshot.entries.keys()
-        self._held = set(gone) if self._holding(now_seconds) else set()
+        releases = {key: self._held.get(key, self._until) for key in gone}
+        self._held = {key: release for key, release in releases.items() if now_seconds < release}
         held = {key: self._mirror[key] for key in self._held}
         self._mirror = {**snapshot.entries, **held}
         return replace(snapshot, entries=dict(self._mirror)) if held else snapshot
 
     def apply(self, changes: Changes, *, now_seconds: float) -> Changes:
         """The changes as they should be believed: without held removals, and with those now released."""
-        holding = self._holding(now_seconds)
         passed = []
         for change in changes.changes:
-            if change.entry is None and holding:
+            if change.entry is None and now_seconds < self._until:
                 if change.key in self._mirror:
-                    self._held.add(change.key)
+                    self._held.setdefault(change.key, self._until)
                 continue
-            self._held.discard(change.key)
+            self._held.pop(change.key, None)
             self._remember(change)
             passed.append(change)
-        if not holding and self._held:
-            released = [Change(key, None) for key in sorted(self._held)]
-            for change in released:
-                self._remember(change)
-            passed = [*released, *passed]
-            self._held.clear()
-        return replace(changes, changes=tuple(passed))
-
-    def _holding(self, now_seconds: float) -> bool:
-        return self._until is not None and now_seconds < self._until
+        released = [
+            Change(key, None) for key, release in sorted(self._held.items()) if release <= now_seconds
+        ]
+        for change in released:
+            del self._held[change.key]
+            self._remember(change)
+        return replace(changes, changes=(*released, *passed))
 
     def _remember(self, change: Change) -> None:
         if change.entry is None:

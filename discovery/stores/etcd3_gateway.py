@@ -170,7 +170,7 @@ class Gateway:
         if not isinstance(message, dict):
             raise EndpointUnfit(f"{endpoint} answers /v3/{path} with no JSON object; is it an etcd?")
         if "error" in message:
-            raise _named(endpoint, decode_error(message))
+            raise named(endpoint, decode_error(message))
         return message
 
     def _request(
@@ -275,12 +275,12 @@ def _refusal(endpoint: Endpoint, path: str, status: int, data: bytes) -> StoreEr
     if not coded:
         return EndpointUnfit(f"{endpoint} answers HTTP status {status}; is it an etcd?")
     try:
-        return _named(endpoint, decode_error(message))
+        return named(endpoint, decode_error(message))
     except UNINTELLIGIBLE:
         return EndpointUnfit(f"{endpoint} answers HTTP status {status}; is it an etcd?")
 
 
-def _named(endpoint: Endpoint, error: StoreError) -> StoreError:
+def named(endpoint: Endpoint, error: StoreError) -> StoreError:
     """The same kind of error with the endpoint in its text."""
     if isinstance(error, StoreUnavailable):
         return _Passing(f"etcd at {endpoint} cannot answer now: {error}")
@@ -292,6 +292,10 @@ def _named(endpoint: Endpoint, error: StoreError) -> StoreError:
 def _silence(endpoint: Endpoint, error: exceptions.HTTPError) -> StoreError:
     """Why there is no answer, in plain words."""
     if isinstance(error, exceptions.SSLError):
+        if error.args and isinstance(error.args[0], ssl.SSLEOFError):
+            return _Silent(
+                f"etcd at {endpoint} broke off TLS; does it speak TLS, or want a client certificate?"
+            )
         return EndpointUnfit(f"TLS with etcd at {endpoint} fails: {_tls_reason(error)}")
     if isinstance(error, exceptions.NameResolutionError):
         return _Silent(f"the host of etcd at {endpoint} has no address")
@@ -302,7 +306,7 @@ def _silence(endpoint: Endpoint, error: exceptions.HTTPError) -> StoreError:
         return _Silent(f"nothing listens at {endpoint}")
     if isinstance(error, exceptions.NewConnectionError):
         return _Silent(f"etcd at {endpoint} cannot be reached: {cause.strerror if cause else error}")
-    return _Silent(f"etcd at {endpoint} broke the connection")
+    return _Silent(f"etcd at {endpoint} broke the connection; does it speak TLS only (etcd3+https://)?")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

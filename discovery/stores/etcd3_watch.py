@@ -20,7 +20,7 @@ from discovery.errors import HistoryLost, StoreError, StoreUnavailable
 from discovery.retry import Backoff
 from discovery.stores.base import HEARTBEAT_SECONDS, Changes
 from discovery.stores.endpoints import Endpoint
-from discovery.stores.etcd3_gateway import EndpointUnfit, Gateway, Stream
+from discovery.stores.etcd3_gateway import EndpointUnfit, Gateway, Stream, named
 from discovery.stores.etcd3_wire import (
     UNINTELLIGIBLE,
     Body,
@@ -41,14 +41,16 @@ def follow(gateway: Gateway, prefix: str, revision: int) -> Iterator[Changes]:
     """Every change under ``prefix`` after ``revision``, over any number of connections.
 
     Raises as Store.watch does. Out of reach means: since the last connection was lost, no endpoint has
-    begun a watch for the gateway's time-out.
+    begun a watch for the gateway's time-out. When every endpoint in turn is one that will never do
+    (EndpointUnfit), that is raised at once.
     """
     backoff = Backoff(first_seconds=0.1, most_seconds=HEARTBEAT_SECONDS)
     index = gateway.preferred
     lost_at = time.monotonic()
     interrupted = False
+    unfit = 0
     while True:
-        left = max(lost_at + gateway.timeout_seconds - time.monotonic(), 0)
+        left = lost_at + gateway.timeout_seconds - time.monotonic()
         connection = _Connection(gateway, gateway.endpoints[index], prefix, revision, left)
         try:
             for changes in connection.changes():
@@ -64,7 +66,9 @@ def follow(gateway: Gateway, prefix: str, revision: int) -> Iterator[Changes]:
                 backoff.reset()
             if gateway.closed.is_set():
                 raise StoreUnavailable("the store is closed") from error
-            if time.monotonic() - lost_at >= gateway.timeout_seconds:
+            unfit = unfit + 1 if isinstance(error, EndpointUnfit) else 0
+            out_of_time = time.monotonic() - lost_at >= gateway.timeout_seconds
+            if out_of_time or unfit == len(gateway.endpoints):
                 raise _final(error, len(gateway.endpoints)) from error
             if not interrupted:
                 log.warning("store_watch_interrupted", endpoint=str(connection.endpoint), error=str(error))
@@ -88,7 +92,9 @@ class _Connection:
         self._prefix = prefix
         self._revision = revision
         self._began = time.monotonic()
-        self._share_seconds = min(gateway.timeout_seconds / len(gateway.endpoints), left_seconds)
+        share_seconds = gateway.timeout_seconds / len(gateway.endpoints)
+        # The last try may end a little late; with next to no time it would only say that there was none.
+        self._share_seconds = min(share_seconds, max(left_seconds, share_seconds / 2))
         self._closed = threading.Event()
         self._answers: queue.Queue[WatchAnswer | StoreError] = queue.Queue(WAITING_ANSWERS)
         self._stream: Stream | None = None
@@ -122,6 +128,8 @@ class _Connection:
                 raise answer
             self.established = True
             self._revision = _reached(answer, self._revision)
+            if answer.created and not answer.changes:
+                continue
             yield Changes(self._revision, answer.changes)
 
     # ---- the two threads ----------------------------------------------------------------------------
@@ -133,7 +141,7 @@ class _Connection:
             if self._closed.is_set():
                 self._stream.close()
             for line in self._stream.lines():
-                self._tell(decode_watch(line))
+                self._tell(self._decoded(line))
         except UNINTELLIGIBLE as error:
             self._tell(EndpointUnfit(f"{self.endpoint} answers a watch unintelligibly: {error!r}"))
         except StoreError as error:
@@ -141,6 +149,12 @@ class _Connection:
         finally:
             # Whatever ended this thread, nobody may wait for it.
             self._tell(StoreUnavailable(f"etcd at {self.endpoint} ended the watch"))
+
+    def _decoded(self, line: bytes) -> WatchAnswer:
+        try:
+            return decode_watch(line)
+        except StoreError as error:
+            raise named(self.endpoint, error) from error
 
     def _check_history(self) -> None:
         """A store that is behind what was seen of it has been made anew: its revisions mean other changes.

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from tests.lab.need import need
 
 START_SECONDS = 60.0
@@ -270,3 +272,13 @@ def _leads(member: Etcd) -> bool:
     except (AssertionError, subprocess.TimeoutExpired):
         return False
     return bool(status["header"]["member_id"] == status.get("leader"))
+
+
+def etcd35() -> str:
+    """The etcd 3.5 that the environment names; without it the test is skipped, or fails where CI is set."""
+    path = os.environ.get("DISCOVERY_TEST_ETCD35")
+    if not path:
+        if os.environ.get("CI"):
+            pytest.fail("DISCOVERY_TEST_ETCD35 names no etcd 3.5")
+        pytest.skip("DISCOVERY_TEST_ETCD35 names no etcd 3.5")
+    return path

@@ -25,20 +25,15 @@ class LastGood:
     def load(self) -> dict[str, Entry]:
         """The saved entries by key, none if nothing (readable) was saved."""
         try:
-            data = json.loads(self._path.read_text())
-            if data["format"] != _FORMAT:
-                return {}
-            return {
-                key: Entry(key, value, created, modified) for key, value, created, modified in data["entries"]
-            }
+            return _decode(json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("last_good_unreadable", path=str(self._path), error=str(error))
             return {}
 
-    def save(self, entries: Mapping[str, Entry]) -> None:
-        """Replace the file. Values that a store could not read are not kept."""
+    def save(self, entries: Mapping[str, Entry]) -> bool:
+        """Replace the file; False if that failed. Values that a store could not read are not kept."""
         rows = [(e.key, e.value, e.created, e.modified) for e in entries.values() if e.error is None]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,3 +44,20 @@ class LastGood:
             self._failed = True
         else:
             self._failed = False
+        return not self._failed
+
+
+def _decode(data: object) -> dict[str, Entry]:
+    """The inverse of what ``save`` encodes; ValueError for anything else, before anyone trips over it."""
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != _FORMAT
+        or not isinstance(data.get("entries"), list)
+    ):
+        raise ValueError(f"no list of entries in format {_FORMAT}")
+    entries = {}
+    for row in data["entries"]:
+        if not isinstance(row, list) or tuple(map(type, row)) != (str, str, int, int):
+            raise ValueError("an entry is not [key, value, created, modified]")
+        entries[row[0]] = Entry(*row)
+    return entries

@@ -6,8 +6,8 @@ An event from either side only wakes it. So a source that hangs never starves th
 that hangs never stops the events.
 
 A key is kept alive only on the source's word. While the source is out of reach, its last word counts for
-``grace_seconds``: an engine that is restarted takes seconds, its containers may run on meanwhile, and the
-edges' own checks take out those that do not. After that the keys are left to expire.
+``grace_seconds`` longer than it would anyway: an engine that is restarted takes seconds, its containers may
+run on meanwhile, and the edges' own checks take out those that do not. Then the keys are left to expire.
 """
 
 import random
@@ -82,8 +82,8 @@ class _Held:
 class Registrator:
     """One thread calls ``run``; ``status`` is for any thread.
 
-    ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` must exceed the interval at which the
-    source asks for a fresh look by itself.
+    ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` is for how long the source may fail
+    after it should have been asked again; until then its last word counts.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Registrator:
         source: Source,
         *,
         ttl_seconds: float = 30.0,
-        grace_seconds: float = 120.0,
+        grace_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._source = source
         self._ttl_seconds = ttl_seconds
-        self._grace_seconds = grace_seconds
+        self._believe_seconds = source.relist_seconds + grace_seconds
         self._clock = clock
         self._woken = threading.Event()
         self._mirror = Mirror(store, self._woken.set, clock)
@@ -181,7 +181,8 @@ class Registrator:
         keeping = self._held is not None and self._held.keepalive_due <= now
         if not (stirred or keeping or self._store_error or self._is_check_due(now)):
             return
-        self._recheck_due = None
+        if self._recheck_due is not None and self._recheck_due <= now:
+            self._recheck_due = None
         try:
             if keeping:
                 self._keepalive()
@@ -207,7 +208,7 @@ class Registrator:
 
     def _is_stale(self, look: _Look, now: float) -> bool:
         """Whether the source's last word is too old to act on, and to keep keys alive on."""
-        stale = now - look.at > self._grace_seconds
+        stale = now - look.at > self._believe_seconds
         if stale and not self._stale:
             log.error("keys_left_to_expire", source=self._source.name, silent_seconds=round(now - look.at))
         self._stale = stale
@@ -272,8 +273,15 @@ class Registrator:
             held.values = {key: value for key, value in held.values.items() if key not in gone}
 
     def _is_settled(self, key: str) -> bool:
-        put_at = self._held.put_at.get(key) if self._held else None
-        return put_at is None or self._mirror.heard_at - put_at > SETTLE_SECONDS
+        """Whether our last write of a key has been seen, or would have been by now."""
+        held = self._held
+        if held is None or key not in held.put_at:
+            return True
+        service, rest = split_key(key)
+        echoed = self._mirror.seen(service).get(rest) == held.values[key]
+        if echoed or self._mirror.heard_at - held.put_at[key] > SETTLE_SECONDS:
+            del held.put_at[key]
+        return key not in held.put_at
 
     # -- keys that somebody else removed or overwrote
 

@@ -32,6 +32,7 @@ class AnnounceSource:
     """
 
     name = "announce"
+    relist_seconds = CONFIRM_SECONDS
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ class Source(Protocol):
     """One thread calls ``registrations`` and ``wait`` in turn; the rest is for any thread."""
 
     name: str
+    relist_seconds: float
+    """How long it may be, at most, until ``wait`` asks for the next look."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -52,10 +52,10 @@ class DockerSource:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self.relist_seconds = relist_seconds
         self.problems: tuple[Problem, ...] = ()
         self._url = url
         self._rules = rules
-        self._relist_seconds = relist_seconds
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._wall_clock = wall_clock
@@ -76,7 +76,7 @@ class DockerSource:
             events = stream.take()
             if self._clock() >= self._relist_due:
                 self._relist(engine)
-                self._relist_due = self._clock() + self._relist_seconds
+                self._relist_due = self._clock() + self.relist_seconds
             else:
                 for container_id in dict.fromkeys(event.container_id for event in events):
                     self._inspect(engine, container_id)
@@ -114,7 +114,7 @@ class DockerSource:
             engine = self._engine = Engine(self._url, self._timeout_seconds)
             since = self._wall_clock() - REPLAY_SECONDS
             # A stream that is quiet for longer is made anew, for its connection may be dead.
-            self._stream = engine.events(since, self._relist_seconds, self._wake)
+            self._stream = engine.events(since, self.relist_seconds, self._wake)
             self._relist_due = 0.0
         return self._engine, self._stream
 

@@ -1,0 +1,437 @@
+"""The registrator on the memory store: what it writes, keeps, puts back and leaves alone."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from discovery.catalog import Attributes, Instance, Problem, Registration, Scheme
+from discovery.errors import SourceError, StoreUnavailable
+from discovery.reconcile import Plan, plan
+from discovery.registrator import Registrator
+from discovery.stores.base import Changes, Session, Snapshot, Store
+from discovery.stores.memory import Memory, MemoryStore
+from tests.lab.wait import until
+
+TTL_SECONDS = 30.0
+
+
+def web(
+    id_: str = "n1:web:80", port: int = 8000, *, scheme: Scheme | None = None, host_port: int | None = None
+) -> Registration:
+    return Registration(
+        "web", Instance(id_, "192.0.2.7", port, Attributes(scheme=scheme, host_port=host_port))
+    )
+
+
+# ---- the comparison, without a store ----------------------------------------------------------------
+
+H, A = "/services/web/hosts/", "/services/web/attributes/"
+ME = "n1:web:80"
+SCHEME, PORT = "/services/web/scheme", "/services/web/host_port"
+HELD = {f"{H}{ME}": "192.0.2.7:8000", f"{A}{ME}": "{}"}
+OTHER = {f"{H}n2:web:80": "192.0.2.8:8000"}
+
+
+def compare(
+    registrations: Iterable[Registration], held: Mapping[str, str], there: Mapping[str, str], *unsettled: str
+) -> Plan:
+    seen = {key.removeprefix("/services/web/"): value for key, value in there.items()}
+    return plan(
+        registrations,
+        held,
+        lambda service: seen if service == "web" else {},
+        lambda key: key not in unsettled,
+    )
+
+
+def test_an_empty_store_gets_everything() -> None:
+    assert compare([web(host_port=9000)], {}, {}) == Plan(
+        puts={f"{H}{ME}": "192.0.2.7:8000", f"{A}{ME}": '{"host_port": 9000}', SCHEME: "http", PORT: "9000"}
+    )
+
+
+def test_what_is_there_is_left_alone() -> None:
+    assert compare([web()], {**HELD, SCHEME: "http"}, {**HELD, SCHEME: "http"}) == Plan()
+    # Somebody else's scheme is as good as ours.
+    assert compare([web()], HELD, {**HELD, SCHEME: "http"}) == Plan()
+
+
+def test_keys_from_a_former_life_are_taken_over() -> None:
+    assert compare([web()], {}, {**HELD, SCHEME: "http"}) == Plan(puts=HELD)
+
+
+def test_a_moved_instance_is_written_again() -> None:
+    moved = compare([web(port=8001)], HELD, {**HELD, SCHEME: "http"})
+    assert moved == Plan(puts={f"{H}{ME}": "192.0.2.7:8001"})
+
+
+def test_removed_and_overwritten_keys_are_restored_once_that_is_sure() -> None:
+    assert compare([web()], HELD, {SCHEME: "http"}) == Plan(restores=HELD)
+    changed = {**HELD, f"{H}{ME}": "192.0.2.66:1", SCHEME: "http"}
+    assert compare([web()], HELD, changed) == Plan(restores={f"{H}{ME}": "192.0.2.7:8000"})
+    assert compare([web()], HELD, changed, f"{H}{ME}") == Plan()
+
+
+def test_the_newest_wins_a_shared_key_and_nobody_fights_for_it() -> None:
+    there = {**OTHER, SCHEME: "http", PORT: "9000"}
+    newest = compare([web(scheme="tcp", host_port=9001)], {}, there)
+    assert {key: newest.puts[key] for key in (SCHEME, PORT)} == {SCHEME: "tcp", PORT: "9001"}
+    held = {**HELD, f"{A}{ME}": '{"scheme": "tcp", "host_port": 9001}', SCHEME: "tcp", PORT: "9001"}
+    overruled = compare([web(scheme="tcp", host_port=9001)], held, {**held, **there})
+    assert overruled == Plan(cedes=[SCHEME, PORT])
+
+
+def test_a_default_scheme_overrules_nobody() -> None:
+    assert SCHEME not in compare([web()], {}, {**OTHER, SCHEME: "tcp"}).puts
+    both = [web(scheme="tcp"), web("n1:web2:80", 8001)]
+    for order in itertools.permutations(both):
+        assert compare(order, {}, {}).puts[SCHEME] == "tcp"
+
+
+def test_a_shared_key_that_vanishes_is_put_back_by_survivors() -> None:
+    assert compare([web()], HELD, HELD) == Plan(restores={SCHEME: "http"})
+    held = {**HELD, SCHEME: "http"}
+    assert compare([web()], held, HELD) == Plan(restores={SCHEME: "http"})
+    assert compare([web()], held, HELD, SCHEME) == Plan()
+
+
+def test_the_last_instance_takes_the_shared_keys_with_it() -> None:
+    held = {**HELD, SCHEME: "http"}
+    assert sorted(compare([], held, held).deletes) == sorted(held)
+
+
+def test_others_keep_the_shared_keys() -> None:
+    held = {**HELD, SCHEME: "http"}
+    left = compare([], held, {**held, **OTHER})
+    assert sorted(left.deletes) == sorted(HELD)
+    # And when they are gone as well, so are the keys.
+    assert compare([], {SCHEME: "http"}, {SCHEME: "http"}) == Plan(deletes=[SCHEME])
+
+
+def test_what_another_took_over_is_not_deleted() -> None:
+    theirs = {**HELD, f"{H}{ME}": "192.0.2.8:1"}
+    assert compare([], HELD, theirs) == Plan(deletes=[f"{A}{ME}"], cedes=[f"{H}{ME}"])
+    # Unless it may be our own, older write that was seen.
+    assert sorted(compare([], HELD, theirs, f"{H}{ME}").deletes) == sorted(HELD)
+
+
+# ---- the whole, on a store --------------------------------------------------------------------------
+
+
+class StubSource:
+    """What a test says runs."""
+
+    name = "stub"
+    relist_seconds = 60.0
+
+    def __init__(self, *registrations: Registration) -> None:
+        self.problems: tuple[Problem, ...] = ()
+        self._answer: tuple[Registration, ...] | Exception = registrations
+        self._changed = threading.Event()
+
+    def say(self, *registrations: Registration) -> None:
+        self._answer = registrations
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        self._answer = error
+        self._changed.set()
+
+    def registrations(self) -> tuple[Registration, ...]:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def wait(self, timeout_seconds: float) -> bool:
+        changed = self._changed.wait(timeout_seconds)
+        self._changed.clear()
+        return changed
+
+    def close(self) -> None:
+        self._changed.set()
+
+
+class Clock:
+    """The real one, which a test may put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class CuttableStore:
+    """A store that a test can cut off, before or after its writes arrive."""
+
+    url = "cuttable:"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.cut = False
+        self.lose_answers = False
+        self.puts = 0
+        self.keepalives = 0
+
+    def reach(self) -> None:
+        if self.cut:
+            raise StoreUnavailable("cut")
+
+    def snapshot(self, prefix: str) -> Snapshot:
+        self.reach()
+        return self._store.snapshot(prefix)
+
+    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+        for changes in self._store.watch(prefix, revision):
+            self.reach()
+            yield changes
+
+    def session(self, ttl_seconds: float) -> Session:
+        self.reach()
+        return CuttableSession(self, self._store.session(ttl_seconds))
+
+    def put(self, values: Mapping[str, str]) -> None:
+        self.reach()
+        self._store.put(values)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.reach()
+        self._store.delete(keys)
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class CuttableSession:
+    def __init__(self, store: CuttableStore, session: Session) -> None:
+        self._store = store
+        self._session = session
+        self.ttl_seconds = session.ttl_seconds
+
+    def put(self, values: Mapping[str, str]) -> None:
+        self._store.reach()
+        self._session.put(values)
+        self._store.puts += 1
+        if self._store.lose_answers:
+            raise StoreUnavailable("the answer was lost")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._store.reach()
+        self._session.delete(keys)
+
+    def keepalive(self) -> None:
+        self._store.reach()
+        self._session.keepalive()
+        self._store.keepalives += 1
+
+    def close(self) -> None:
+        self._store.reach()
+        self._session.close()
+
+
+class Scene:
+    """A memory store, its clock, and any number of registrators on it."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = MemoryStore(Memory(self.clock))
+
+    def keys(self) -> dict[str, str]:
+        return {key: entry.value for key, entry in self.store.snapshot("/services/").entries.items()}
+
+    def until_keys(self, condition: Callable[[dict[str, str]], Any], what: str) -> None:
+        until(lambda: bool(condition(self.keys())), what, detail=lambda: str(self.keys()))
+
+    @contextmanager
+    def running(self, source: StubSource, store: Store | None = None) -> Iterator[Registrator]:
+        registrator = Registrator(store or self.store, source, ttl_seconds=TTL_SECONDS, clock=self.clock)
+        stop = threading.Event()
+        thread = threading.Thread(target=registrator.run, args=(stop,))
+        thread.start()
+        try:
+            yield registrator
+        finally:
+            stop.set()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_registers_follows_and_withdraws(scene: Scene) -> None:
+    source = StubSource(web())
+    with scene.running(source) as registrator:
+        scene.until_keys(lambda keys: keys == {**HELD, SCHEME: "http"}, "registered")
+        source.say(web(port=8001), web("n1:web2:80", 8002))
+        scene.until_keys(lambda keys: keys.get(f"{H}n1:web2:80") == "192.0.2.7:8002", "followed")
+        assert scene.keys()[f"{H}{ME}"] == "192.0.2.7:8001"
+        until(lambda: registrator.status.registered == 2, "status")
+        source.say()
+        scene.until_keys(lambda keys: not keys, "gone")
+        source.say(web())
+        scene.until_keys(len, "back")
+    assert not scene.keys()
+    assert registrator.status.registered == 0
+
+
+def test_nothing_is_written_while_the_source_knows_nothing(scene: Scene) -> None:
+    source = StubSource()
+    source.fail(SourceError("no engine"))
+    with scene.running(source) as registrator:
+        until(lambda: registrator.status.error == "no engine", "reported")
+        assert not scene.keys()
+        source.say(web())
+        scene.until_keys(len, "registered once it answers")
+        until(lambda: registrator.status.error is None, "recovered")
+
+
+def test_keys_outlive_a_short_outage_of_the_source_but_not_a_long_one(scene: Scene) -> None:
+    source = StubSource(web())
+    store = CuttableStore(scene.store)
+    with scene.running(source, store) as registrator:
+        scene.until_keys(len, "registered")
+        source.fail(SourceError("no engine"))
+        until(lambda: registrator.status.error is not None, "outage noticed")
+        # Within relist (60 s) and grace (60 s): kept alive, beyond the TTL of 30 s.
+        for _ in range(5):
+            before = store.keepalives
+            scene.clock.ahead += 20
+            until(lambda before=before: store.keepalives > before, "kept alive")  # type: ignore[misc]
+        assert scene.keys()
+        scene.clock.ahead += 40
+        scene.until_keys(lambda keys: not keys, "expired")
+        source.say(web())
+        scene.until_keys(len, "registered again")
+
+
+def test_what_others_delete_or_overwrite_is_put_back(scene: Scene) -> None:
+    with scene.running(StubSource(web(host_port=9000))) as registrator:
+        scene.until_keys(lambda keys: PORT in keys, "registered")
+        full = scene.keys()
+        scene.store.delete(list(full))
+        scene.until_keys(lambda keys: keys == full, "put back")
+        scene.store.put({f"{H}{ME}": "192.0.2.66:1"})
+        scene.until_keys(lambda keys: keys == full, "put back")
+        until(lambda: any(ME in problem.subject for problem in registrator.status.problems), "reported")
+
+
+def test_a_lost_session_is_made_anew(scene: Scene) -> None:
+    with scene.running(StubSource(web())):
+        scene.until_keys(len, "registered")
+        before = scene.store.snapshot("/services/").entries[f"{H}{ME}"].created
+        scene.clock.ahead += TTL_SECONDS + 1
+        until(
+            lambda: (
+                (entry := scene.store.snapshot("/services/").entries.get(f"{H}{ME}")) is not None
+                and entry.created > before
+            ),
+            "everything is put again",
+        )
+
+
+def test_survivors_put_shared_keys_back(scene: Scene) -> None:
+    other = StubSource(web("n2:web:80", 8001, scheme="tcp", host_port=9000))
+    with scene.running(StubSource(web(scheme="tcp", host_port=9000))):
+        scene.until_keys(lambda keys: PORT in keys, "registered")
+        with scene.running(other):
+            scene.until_keys(lambda keys: f"{H}n2:web:80" in keys, "registered")
+            scene.store.delete([SCHEME])
+            scene.until_keys(lambda keys: keys.get(SCHEME) == "tcp", "put back")
+        # Whoever owned the shared keys is perhaps gone now.
+        scene.until_keys(lambda keys: (keys.get(SCHEME), keys.get(PORT)) == ("tcp", "9000"), "put back")
+        scene.until_keys(lambda keys: f"{H}n2:web:80" not in keys, "the other is gone")
+
+
+def test_the_newest_instance_sets_the_shared_keys_once(scene: Scene) -> None:
+    with scene.running(StubSource(web(host_port=9000))):
+        scene.until_keys(lambda keys: keys.get(PORT) == "9000", "registered")
+        with scene.running(StubSource(web("n2:web:80", 8001, host_port=9001))):
+            scene.until_keys(lambda keys: keys.get(PORT) == "9001", "the newest wins")
+            scene.store.put({"/services/web/hosts/0": "192.0.2.9:1"})
+            revision = scene.store.snapshot("/services/").entries[PORT].modified
+        scene.until_keys(lambda keys: keys.get(PORT) == "9000", "the survivor's is back")
+        assert scene.store.snapshot("/services/").entries[PORT].modified > revision
+
+
+def test_another_nodes_instance_keeps_the_shared_keys(scene: Scene) -> None:
+    scene.store.put(OTHER)
+    source = StubSource(web(), Registration("kept", web().instance))
+    with scene.running(source):
+        scene.until_keys(lambda keys: SCHEME in keys and "/services/kept/scheme" in keys, "registered")
+        source.say(Registration("kept", web().instance))
+        scene.until_keys(lambda keys: f"{H}{ME}" not in keys, "withdrawn")
+        assert scene.keys()[SCHEME] == "http"
+        scene.store.delete(list(OTHER))
+        scene.until_keys(lambda keys: SCHEME not in keys, "nothing of a service without instances remains")
+
+
+def test_two_of_one_name_say_so_and_do_not_fight(scene: Scene) -> None:
+    mine, theirs = CuttableStore(scene.store), CuttableStore(scene.store)
+    with (
+        scene.running(StubSource(web(port=8000)), mine) as first,
+        scene.running(StubSource(web(port=8001)), theirs) as second,
+    ):
+        until(lambda: any("this node's name" in p.reason for p in first.status.problems), "first says so")
+        until(lambda: any("this node's name" in p.reason for p in second.status.problems), "second says so")
+        # Each has put its keys once, and back at intervals that grow from one second.
+        assert mine.puts + theirs.puts < 12
+
+
+def test_a_store_out_of_reach_is_waited_for(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    store.cut = True
+    source = StubSource(web())
+    with scene.running(source, store) as registrator:
+        store.cut = False
+        scene.until_keys(len, "registered")
+        store.cut = True
+        source.say(web("n1:web2:80", 8002))
+        until(lambda: registrator.status.error == "cut", "reported")
+        store.cut = False
+        scene.until_keys(lambda keys: f"{H}n1:web2:80" in keys and f"{H}{ME}" not in keys, "caught up")
+        until(lambda: registrator.status.error is None, "recovered")
+
+
+def test_a_put_whose_answer_is_lost_is_not_forgotten(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web(), web("n1:web2:80", 8002))
+    with scene.running(source, store):
+        scene.until_keys(lambda keys: f"{H}n1:web2:80" in keys, "registered")
+        store.lose_answers = True
+        source.say(web(), web("n1:web2:80", 8002), web("n1:web3:80", 8003))
+        scene.until_keys(lambda keys: f"{H}n1:web3:80" in keys, "it arrived")
+        source.say(web())
+        store.lose_answers = False
+        scene.until_keys(lambda keys: {key for key in keys if key.startswith(H)} == {f"{H}{ME}"}, "withdrawn")
+
+
+def test_a_bug_in_the_source_is_not_hidden(scene: Scene) -> None:
+    source = StubSource()
+    source.fail(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        Registrator(scene.store, source).run(threading.Event())
+
+
+def test_a_store_that_is_gone_does_not_hold_up_the_end(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    with scene.running(StubSource(web()), store):
+        scene.until_keys(len, "registered")
+        store.cut = True
+    assert scene.keys()
+    scene.clock.ahead += TTL_SECONDS + 1
+    assert not scene.keys()

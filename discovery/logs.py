@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Literal
 
 import structlog
@@ -11,6 +12,8 @@ def configure(level: Literal["debug", "info", "warning", "error"], format_: Lite
     """Set up logging for the whole process; call once, before threads start."""
     # Libraries' own logs are dropped: what matters of theirs is raised, and logged by us once.
     logging.getLogger().addHandler(logging.NullHandler())
+    # watchdog finds a directory twice when it is made and entered at once, which is as well.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if format_ == "json"

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from discovery.catalog import Catalog, Instance, Problem, Service
 from discovery.status.metrics import Metrics
 from discovery.status.view import StatusView
+from discovery.views import services_document
 
 _FRESH = {"Cache-Control": "no-store"}
 
@@ -59,41 +59,3 @@ def _services(view: StatusView) -> Callable[[Request], Response]:
         return JSONResponse(services_document(catalog, view.problems()), headers=_FRESH)
 
     return endpoint
-
-
-def services_document(catalog: Catalog, problems: tuple[Problem, ...]) -> dict[str, object]:
-    """The JSON document of /services, services in the order of their names. Pure."""
-    return {
-        "revision": catalog.revision,
-        "services": [_service(catalog.services[name]) for name in sorted(catalog.services)],
-        "quarantined": [
-            {
-                "service": problem.service,
-                "subject": problem.subject,
-                "reason": problem.reason,
-                "consequence": problem.consequence,
-            }
-            for problem in problems
-        ],
-    }
-
-
-def _service(service: Service) -> dict[str, object]:
-    return {
-        "name": service.name,
-        "scheme": service.scheme,
-        "host_port": service.host_port,
-        "options": dict(service.options),
-        "instances": [_instance(instance) for instance in service.instances],
-    }
-
-
-def _instance(instance: Instance) -> dict[str, object]:
-    attributes = instance.attributes
-    return {
-        "id": instance.id,
-        "address": instance.address,
-        "node": attributes.node,
-        "container": attributes.container,
-        "draining": attributes.draining,
-    }

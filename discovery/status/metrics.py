@@ -7,7 +7,7 @@ gauge whose answer is not known has no sample, for 0 would say something else.
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from discovery.status.view import StatusView
@@ -33,21 +33,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._haproxy_reloads = Counter(
-            "discovery_haproxy_reloads",
-            "Reloads of HAProxy that reached the new configuration.",
-            ["reason"],
-            registry=self.registry,
-        )
 
     def observe_apply(self, applier: str, succeeded: bool, seconds: float) -> None:
         """Count one attempt of ``applier``."""
         self._applies.labels(applier, "ok" if succeeded else "failed").inc()
         self._apply_seconds.labels(applier).observe(seconds)
-
-    def count_haproxy_reload(self, reason: str) -> None:
-        """Count one reload; ``reason`` is one of a few fixed words, for each makes a time series."""
-        self._haproxy_reloads.labels(reason).inc()
 
     def show(self, view: StatusView) -> None:
         """Add the gauges that ``view`` answers; once."""
@@ -79,6 +69,14 @@ class _ViewCollector(Collector):
         yield _gauge(
             "discovery_registrations", "Instances this node keeps in the store.", self._view.registrations()
         )
+        reloads = CounterMetricFamily(
+            "discovery_haproxy_reloads",
+            "Starts and reloads of HAProxy that reached the new configuration.",
+            labels=["reason"],
+        )
+        for reason, count in sorted(self._view.haproxy_reloads().items()):
+            reloads.add_metric([reason], count)
+        yield reloads
         yield _states("discovery_ready", "1 for a part that is ready, else 0.", self._view.readiness())
         yield _states("discovery_healthy", "1 for a part that is alive, else 0.", self._view.health())
 

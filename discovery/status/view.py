@@ -14,7 +14,7 @@ class StatusView:
     ``problems`` are those of the catalog and those of this node's appliers. ``readiness`` and ``health``
     map the name of a part (``store``, ``haproxy``; a thread) to whether it is as it should be.
     ``store_connected`` and ``registrations`` (how many instances this node has in the store) are None
-    where no role knows.
+    where no role knows. ``haproxy_reloads`` counts by reason.
     """
 
     catalog: Callable[[], Catalog | None]
@@ -23,3 +23,4 @@ class StatusView:
     health: Callable[[], Mapping[str, bool]]
     store_connected: Callable[[], bool | None] = lambda: None
     registrations: Callable[[], int | None] = lambda: None
+    haproxy_reloads: Callable[[], Mapping[str, int]] = dict

@@ -65,6 +65,11 @@ class DockerEngine:
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Any = None
 
+    @property
+    def gateway(self) -> str:
+        """The bridge's address, which containers reach the node by."""
+        return self.bip.partition("/")[0]
+
     # -- life
 
     def start(self) -> Self:

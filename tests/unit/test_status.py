@@ -31,6 +31,7 @@ class Node:
     health: Mapping[str, bool] = field(default_factory=dict)
     connected: bool | None = None
     registrations: int | None = None
+    reloads: Mapping[str, int] = field(default_factory=dict)
 
     def view(self) -> StatusView:
         return StatusView(
@@ -40,6 +41,7 @@ class Node:
             health=lambda: self.health,
             store_connected=lambda: self.connected,
             registrations=lambda: self.registrations,
+            haproxy_reloads=lambda: self.reloads,
         )
 
 
@@ -177,8 +179,8 @@ def test_what_happened_is_counted() -> None:
     metrics = Metrics()
     metrics.observe_apply("haproxy", True, 0.02)
     metrics.observe_apply("haproxy", False, 0.3)
-    metrics.count_haproxy_reload("services")
-    with serving(Node(connected=True, registrations=3, readiness={"store": False}), metrics) as address:
+    node = Node(connected=True, registrations=3, readiness={"store": False}, reloads={"services": 1})
+    with serving(node, metrics) as address:
         lines = ask(address, "/metrics").body.decode().splitlines()
     for line in (
         'discovery_apply_total{applier="haproxy",result="ok"} 1.0',

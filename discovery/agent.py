@@ -1,0 +1,252 @@
+"""The composition root: which parts a process has, how they are wired, the order of start and stop."""
+
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import TypeVar
+
+import structlog
+
+from discovery import __version__, roles
+from discovery.builder import CatalogBuilder
+from discovery.catalog import Catalog, Problem
+from discovery.config import Configuration
+from discovery.dns.server import DnsServer
+from discovery.edges import EdgeReporter
+from discovery.errors import ConfigError, SourceError
+from discovery.feed import Feed
+from discovery.follow import QUIET_SECONDS, Applier, Follower
+from discovery.haproxy.apply import HAProxy
+from discovery.lastgood import LastGood
+from discovery.node import find_node
+from discovery.pathwatch import PathWatch
+from discovery.registrator import Registrator
+from discovery.schema import SERVICES
+from discovery.status.metrics import Metrics
+from discovery.status.server import StatusServer
+from discovery.status.view import StatusView
+from discovery.stores.base import Store
+from discovery.template_files import TemplateFile, TemplateFileApplier, poke_on_keys
+from discovery.watcher import Fold, KeysFold, Watcher
+from discovery.workers import Workers
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+STOP_SECONDS = 10.0
+
+
+def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...] | None) -> None:
+    """Run these roles, or those of the settings, until SIGTERM or SIGINT. Raises what ended it otherwise."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    agent = Agent(configuration, store, wanted, stop)
+    try:
+        agent.start()
+        # A bounded wait, for Python runs signal handlers between waits.
+        while not stop.wait(1.0):
+            pass
+    finally:
+        agent.stop()
+
+
+class Agent:
+    """The parts of one process. ``start`` raises ConfigError when a role that was asked for cannot run."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        store: Store,
+        wanted: tuple[str, ...] | None,
+        stop: threading.Event,
+    ) -> None:
+        self._configuration = configuration
+        self._settings = configuration.settings
+        self._store = store
+        self._roles = wanted if wanted is not None else self._settings.roles
+        self._asked_for = wanted is not None or configuration.origins["roles"] != "default"
+        self._node = find_node(self._settings.node.name, self._settings.node.address)
+        self._metrics = Metrics()
+        self._feed: Feed[Catalog] = Feed()
+        # What tells others of this node ends first: keys go before what they promise does.
+        self._outward = Workers(on_failure=stop.set)
+        self._inward = Workers(on_failure=stop.set)
+        self._watcher: Watcher[Catalog] | None = None
+        self._followers: list[Follower] = []
+        self._haproxy: HAProxy | None = None
+        self._dns: DnsServer | None = None
+        self._registrator: Registrator | None = None
+        self._watches: list[PathWatch] = []
+
+    # -- life
+
+    def start(self) -> None:
+        """Start every role; the status first, so that waiting for the store can be seen."""
+        builders = {
+            "status": self._start_status,
+            "proxy": self._start_proxy,
+            "dns": self._start_dns,
+            "registrator": self._start_registrator,
+        }
+        started = [role for role, build in builders.items() if role in self._roles and self._try(role, build)]
+        for template in self._configuration.templates:
+            self._start_template(template)
+        if started in ([], ["status"]) and not self._followers:
+            raise ConfigError(
+                "roles", "no role can run on this node", "the warnings above say what each needs"
+            )
+        self._start_watcher()
+        log.info(
+            "started",
+            version=__version__,
+            node=self._node.name,
+            address=self._node.address,
+            roles=",".join(started),
+            store=self._store.url,
+        )
+
+    def stop(self) -> None:
+        """Withdraw this node's keys, then end what serves. Raises what made a thread fail."""
+        self._outward.stop(STOP_SECONDS)
+        for watch in self._watches:
+            watch.stop()
+        self._inward.stop(STOP_SECONDS)
+        if self._dns is not None:
+            self._dns.close()
+        if self._haproxy is not None:
+            self._haproxy.stop()
+        for failure in (self._outward.failure, self._inward.failure):
+            if failure is not None:
+                raise failure
+        log.info("stopped")
+
+    def _try(self, role: str, build: Callable[[], None]) -> bool:
+        """Start a role; whether it runs. One that nobody asked for by name may lack its ground."""
+        try:
+            build()
+        except (ConfigError, SourceError) as error:
+            if self._asked_for or self._is_configured(role):
+                raise
+            log.warning("role_skipped", role=role, reason=str(error))
+            return False
+        return True
+
+    def _is_configured(self, role: str) -> bool:
+        key = {"registrator": "docker.url", "proxy": "proxy.haproxy"}.get(role, f"{role}.listen")
+        return self._configuration.origins[key] != "default"
+
+    # -- roles
+
+    def _start_watcher(self) -> None:
+        last_good = LastGood(self._settings.private_dir / "last-good.json")
+        self._watcher = self._watch(SERVICES, CatalogBuilder(), self._feed, last_good)
+        self._inward.start("watcher", self._watcher.run)
+
+    def _start_status(self) -> None:
+        server = StatusServer(roles.status_address(self._settings), self._view(), self._metrics)
+        self._inward.start("status", server.run)
+
+    def _start_proxy(self) -> None:
+        follower: Follower | None = None
+        haproxy = HAProxy(roles.proxy_settings(self._settings), lambda: follower.poke() if follower else None)
+        haproxy.start()
+        self._haproxy = haproxy
+        follower = self._follow(haproxy)
+        self._inward.start("haproxy", haproxy.supervise)
+        reporter = EdgeReporter(
+            self._store,
+            self._node.name,
+            lambda: self._edge(haproxy),
+            self._settings.registrator.ttl_seconds,
+        )
+        self._outward.start("edge-reporter", reporter.run)
+
+    def _start_dns(self) -> None:
+        dns = roles.dns_server(self._settings)
+        dns.start()
+        self._dns = dns
+        self._follow(dns, quiet_seconds=0.0)
+        self._inward.start("dns", dns.run)
+
+    def _start_registrator(self) -> None:
+        self._registrator = roles.registrator(self._settings, self._store, self._node)
+        self._outward.start("registrator", self._registrator.run)
+
+    def _start_template(self, template: TemplateFile) -> None:
+        keys: Feed[dict[str, str]] = Feed()
+        watcher = self._watch(template.prefix, KeysFold(), keys, None)
+        follower = self._follow(TemplateFileApplier(template, keys))
+        self._inward.start(f"keys {template.dest}", watcher.run)
+        self._inward.start(f"poke {template.dest}", partial(poke_on_keys, keys, follower.poke))
+        watch = PathWatch([template.src], follower.poke)
+        watch.start()
+        self._watches.append(watch)
+
+    def _watch(self, prefix: str, fold: Fold[T], feed: Feed[T], last_good: LastGood | None) -> Watcher[T]:
+        hold_seconds = self._settings.registrator.ttl_seconds
+        return Watcher(self._store, prefix, fold, feed, hold_seconds=hold_seconds, last_good=last_good)
+
+    def _follow(self, applier: Applier, quiet_seconds: float = QUIET_SECONDS) -> Follower:
+        follower = Follower(
+            self._feed,
+            applier,
+            quiet_seconds=quiet_seconds,
+            on_attempt=lambda status, seconds: self._metrics.observe_apply(
+                status.name, status.error is None, seconds
+            ),
+        )
+        self._followers.append(follower)
+        self._inward.start(f"apply {applier.name}", follower.run)
+        return follower
+
+    # -- what is told of them
+
+    def _edge(self, haproxy: HAProxy) -> dict[str, object] | None:
+        """What `/edges/<node>` says: nothing before HAProxy runs a catalog."""
+        revision = haproxy.status.revision
+        if revision is None:
+            return None
+        return {"revision": revision, "address": self._node.address, "version": __version__}
+
+    def _view(self) -> StatusView:
+        return StatusView(
+            catalog=lambda: self._feed.latest.value if self._feed.latest else None,
+            problems=self._problems,
+            readiness=self._readiness,
+            health=lambda: {**self._inward.alive, **self._outward.alive},
+            store_connected=lambda: self._watcher.connected if self._watcher else None,
+            registrations=lambda: self._registrator.status.registered if self._registrator else None,
+            haproxy_reloads=lambda: self._haproxy.status.reloads if self._haproxy else {},
+        )
+
+    def _problems(self) -> tuple[Problem, ...]:
+        latest = self._feed.latest
+        found = list(latest.value.problems) if latest else []
+        for follower in self._followers:
+            found += follower.status.problems
+            if follower.status.error is not None:
+                found.append(
+                    Problem(None, follower.status.name, follower.status.error, "kept at its last good value")
+                )
+        if self._registrator is not None:
+            found += self._registrator.status.problems
+        return tuple(found)
+
+    def _readiness(self) -> dict[str, bool]:
+        """The store read once, and every applier running what it should."""
+        ready = {"store": self._watcher is not None and self._watcher.read_once}
+        for follower in self._followers:
+            status = follower.status
+            ready[status.name] = status.applied_revision is not None and status.error is None
+        if self._haproxy is not None:
+            ready["haproxy"] = ready["haproxy"] and self._haproxy.status.running
+        return ready

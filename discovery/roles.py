@@ -1,0 +1,110 @@
+"""From settings to the parts of each role: every default that depends on the machine is decided here."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from discovery.config import Settings
+from discovery.dns.server import DnsServer
+from discovery.dns.settings import Address, DnsSettings
+from discovery.errors import ConfigError
+from discovery.haproxy.settings import ProxySettings, split_address
+from discovery.node import Node
+from discovery.registrator import Registrator
+from discovery.sources.bridge import bridge_addresses
+from discovery.sources.docker import Rules
+from discovery.sources.docker_engine import ping
+from discovery.sources.docker_source import DockerSource
+from discovery.stores.base import Store
+
+DNS_PORT = 53
+STATUS_PORT = 8405
+
+
+def docker_url(settings: Settings) -> str:
+    """The engine whose containers are registered."""
+    return settings.docker.url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def packaged_templates() -> Path:
+    """Where HAProxy's templates are installed."""
+    return Path(str(files("discovery.templates").joinpath("haproxy")))
+
+
+def proxy_settings(settings: Settings) -> ProxySettings:
+    """What the proxy role is told. Raises ConfigError."""
+    proxy = settings.proxy
+    overrides = () if proxy.templates is None else (proxy.templates.absolute(),)
+    return ProxySettings(
+        state_dir=settings.private_dir.absolute(),
+        templates=(*overrides, packaged_templates()),
+        http=proxy.http,
+        https=proxy.https if proxy.certs is not None else (),
+        certs=proxy.certs.absolute() if proxy.certs is not None else None,
+        bind_address=proxy.bind_address,
+        haproxy=proxy.haproxy,
+        reserved_ports=_reserved_ports(settings),
+    )
+
+
+def _reserved_ports(settings: Settings) -> dict[int, str]:
+    """Ports of this agent that no service can have, though nobody may listen on them yet."""
+    reserved = {}
+    if "status" in settings.roles:
+        reserved[status_address(settings)[1]] = "status.listen"
+    if "dns" in settings.roles:
+        for text in settings.dns.listen or (str(DNS_PORT),):
+            reserved[_endpoint("dns.listen", text)[1] if ":" in text else DNS_PORT] = "dns.listen"
+    return reserved
+
+
+def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
+    """The registrator of this node's containers. Raises SourceError when no engine answers."""
+    url = docker_url(settings)
+    ping(url)
+    docker = settings.docker
+    rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
+    source = DockerSource(url, rules, relist_seconds=settings.registrator.relist_seconds)
+    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+
+
+def dns_server(settings: Settings) -> DnsServer:
+    """The DNS role's server, not yet bound. Raises ConfigError."""
+    dns = settings.dns
+    if dns.listen is not None:
+        listen = tuple(_endpoint("dns.listen", text) for text in dns.listen)
+    else:
+        listen = tuple((address, DNS_PORT) for address in bridge_addresses(docker_url(settings)))
+        if not listen:
+            mend = "start Docker first, or name an address with --dns"
+            raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)
+    upstreams = None
+    if dns.upstream is not None:
+        upstreams = tuple(_endpoint("dns.upstream", text) for text in dns.upstream)
+    return DnsServer(
+        DnsSettings(
+            listen=listen,
+            answer=dns.answer or tuple(dict.fromkeys(host for host, _ in listen)),
+            zone=dns.zone,
+            upstreams=upstreams,
+            wildcard=dns.wildcard,
+            ttl_seconds=dns.ttl_seconds,
+            networks=dns.networks,
+        )
+    )
+
+
+def status_address(settings: Settings) -> Address:
+    """Where the status role is served. Raises ConfigError."""
+    return _endpoint("status.listen", settings.status.listen, STATUS_PORT)
+
+
+def _endpoint(setting: str, text: str, default_port: int = DNS_PORT) -> Address:
+    """``ip``, ``ip:port`` or ``[ipv6]:port`` → address and port."""
+    bare = text.count(":") > 1 and not text.startswith("[")
+    if bare or ":" not in text or text.endswith("]"):
+        text = f"[{text}]:{default_port}" if bare else f"{text}:{default_port}"
+    host, port = split_address(text, setting)
+    if host == "*":
+        return "0.0.0.0", port
+    return host, port

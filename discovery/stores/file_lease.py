@@ -59,7 +59,11 @@ def encode(lease: Lease) -> bytes:
 
 def decode(data: bytes) -> Lease:
     """The inverse. Raises ValueError when it is no lease."""
-    match json.loads(data):
+    try:
+        content = json.loads(data)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    match content:
         case {"boot_id": str(boot_id), "expires": int() | float() as expires, "keys": dict(keys)}:
             return Lease(boot_id, float(expires), {key: _identity(key, claim) for key, claim in keys.items()})
         case _:

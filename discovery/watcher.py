@@ -7,7 +7,7 @@ reader keeps what it has.
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, Protocol, TypeVar, cast
 
 import structlog
@@ -25,6 +25,8 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 SAVE_SECONDS = 5.0
+MOST_SAVE_SECONDS = 60.0
+"""When it is never quiet: shell loops that repeat their keys are changes too."""
 
 
 class Fold(Protocol[T_co]):
@@ -74,7 +76,9 @@ class Watcher(Generic[T]):
         *,
         hold_seconds: float,
         last_good: LastGood | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock`` gives growing seconds; by it removals are released and the last good state is saved."""
         self.connected = False
         self.read_once = False
         self._store = store
@@ -83,9 +87,11 @@ class Watcher(Generic[T]):
         self._feed = feed
         self._guard = OutageGuard(hold_seconds)
         self._last_good = last_good
+        self._clock = clock
         self._backoff = Backoff(first_seconds=0.2, most_seconds=5)
         self._unsaved_since: float | None = None
-        self._outage_reported = False
+        # What was logged last; None before anything was.
+        self._reported_connected: bool | None = None
 
     @property
     def held(self) -> int:
@@ -103,6 +109,7 @@ class Watcher(Generic[T]):
                 self._follow(snapshot.revision, stop)
             except HistoryLost as error:
                 log.info("watch_history_lost", store=self._store.url, reason=str(error))
+                stop.wait(self._backoff.next_seconds())
             except StoreError as error:
                 outage = True
                 self._report_outage(error)
@@ -110,15 +117,11 @@ class Watcher(Generic[T]):
         self._save()
 
     def _begin(self, snapshot: Snapshot, after_outage: bool) -> None:
-        if not self.connected:
-            log.info("store_connected", store=self._store.url, keys=len(snapshot.entries))
         self.connected = self.read_once = True
-        self._outage_reported = False
-        self._backoff.reset()
-        believed = self._guard.reset(snapshot, after_outage=after_outage, now_seconds=time.monotonic())
+        believed = self._guard.reset(snapshot, after_outage=after_outage, now_seconds=self._clock())
         if self._guard.held:
             log.warning("removals_held_back", keys=self._guard.held, reason="the store was out of reach")
-        self._unsaved_since = self._unsaved_since or time.monotonic()
+        self._unsaved()
         self._feed.publish(self._fold.reset(believed))
 
     def _follow(self, revision: int, stop: threading.Event) -> None:
@@ -126,21 +129,31 @@ class Watcher(Generic[T]):
         watch = cast("Generator[Changes]", self._store.watch(self._prefix, revision))
         with contextlib.closing(watch):
             for changes in _until(watch, stop):
-                believed = self._guard.apply(changes, now_seconds=time.monotonic())
+                # Only a watch that tells something is a recovery: one that fails each time is not tried
+                # without pause, nor logged each time, because a snapshot came before it.
+                self._backoff.reset()
+                self._report_connected()
+                believed = self._guard.apply(changes, now_seconds=self._clock())
                 if believed.changes:
                     self._feed.publish(self._fold.apply(believed))
-                    self._unsaved_since = self._unsaved_since or time.monotonic()
-                elif self._unsaved_since and time.monotonic() - self._unsaved_since > SAVE_SECONDS:
-                    # Only when it is quiet, for a change must not wait for the disk.
-                    self._save()
+                    self._unsaved()
+                self._save_if_due(quiet=not believed.changes)
+
+    def _report_connected(self) -> None:
+        if not self._reported_connected:
+            log.info("store_connected", store=self._store.url, keys=len(self._guard.entries))
+        self._reported_connected = True
 
     def _report_outage(self, error: StoreError) -> None:
         self.connected = False
-        if not self._outage_reported:
-            log.error("store_unreachable", store=self._store.url, error=str(error), serving="last good state")
-        self._outage_reported = True
+        if self._reported_connected is False:
+            return
+        log.error("store_unreachable", store=self._store.url, error=str(error), serving="last good state")
+        self._reported_connected = False
         if self._feed.latest is None and self._last_good is not None:
             self._restore(self._last_good.load())
+        # There is time now, and this is what a restart before the store returns will need.
+        self._save()
 
     def _restore(self, entries: dict[str, Entry]) -> None:
         if entries:
@@ -149,10 +162,23 @@ class Watcher(Generic[T]):
             # Revision 0: no revision of the store that is out of reach can be vouched for.
             self._feed.publish(self._fold.reset(Snapshot(0, entries)))
 
+    def _unsaved(self) -> None:
+        if self._unsaved_since is None:
+            self._unsaved_since = self._clock()
+
+    def _save_if_due(self, quiet: bool) -> None:
+        if self._unsaved_since is None:
+            return
+        # Sooner when it is quiet, for a change must not wait for the disk.
+        wait_seconds = SAVE_SECONDS if quiet else MOST_SAVE_SECONDS
+        if self._clock() - self._unsaved_since >= wait_seconds:
+            self._save()
+
     def _save(self) -> None:
-        if self._last_good is not None and self._unsaved_since is not None:
-            self._last_good.save(self._guard.entries)
-        self._unsaved_since = None
+        if self._last_good is None or self._unsaved_since is None:
+            return
+        saved = self._last_good.save(self._guard.entries)
+        self._unsaved_since = None if saved else self._clock()
 
 
 def _until(watch: Iterator[Changes], stop: threading.Event) -> Iterator[Changes]:

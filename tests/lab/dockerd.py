@@ -20,7 +20,22 @@ START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 
 IMAGE = "busybox:local"
-APPLETS = ("sh", "httpd", "nc", "sleep", "wget", "nslookup", "cat", "echo", "kill", "true", "test", "ip")
+APPLETS = (
+    "sh",
+    "touch",
+    "rm",
+    "httpd",
+    "nc",
+    "sleep",
+    "wget",
+    "nslookup",
+    "cat",
+    "echo",
+    "kill",
+    "true",
+    "test",
+    "ip",
+)
 
 
 class DockerEngine:

@@ -1,0 +1,21 @@
+"""Real parts that the integration tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.dockerd import DockerEngine
+
+
+@pytest.fixture(scope="session")
+def shared_engine() -> Iterator[DockerEngine]:
+    """One engine for all, as starting one takes seconds."""
+    with DockerEngine(bip="172.29.43.1/24") as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared_engine: DockerEngine) -> Iterator[DockerEngine]:
+    """The shared engine, without containers before and after."""
+    yield shared_engine
+    shared_engine.remove_all()

@@ -1,0 +1,27 @@
+"""A registrator as a process of its own: `python -m tests.lab.run_registrator STORE DOCKER TTL`."""
+
+import signal
+import sys
+import threading
+from types import FrameType
+
+from discovery.registrator import Registrator
+from discovery.sources.docker import Rules
+from discovery.sources.docker_source import DockerSource
+from discovery.stores import open_store
+
+
+def main(store_url: str, docker_url: str, ttl_seconds: str) -> None:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    source = DockerSource(docker_url, Rules("n1", "192.0.2.7"))
+    with open_store(store_url) as store:
+        Registrator(store, source, ttl_seconds=float(ttl_seconds)).run(stop)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -57,6 +57,7 @@ class Follower:
         *,
         quiet_seconds: float = QUIET_SECONDS,
         most_seconds: float = MOST_SECONDS,
+        recheck_seconds: float = RECHECK_SECONDS,
         on_attempt: Callable[[FollowerStatus, float], None] = lambda _status, _seconds: None,
     ) -> None:
         self.status = FollowerStatus(applier.name)
@@ -64,6 +65,7 @@ class Follower:
         self._applier = applier
         self._quiet_seconds = quiet_seconds
         self._most_seconds = most_seconds
+        self._recheck_seconds = recheck_seconds
         self._on_attempt = on_attempt
         self._poked = threading.Event()
         self._backoff = Backoff(first_seconds=0.5, most_seconds=30)
@@ -81,6 +83,9 @@ class Follower:
             newer = self._feed.wait(current.sequence if current else 0, timeout_seconds=POLL_SECONDS)
             if newer is not None:
                 current = self._feed.gather(newer, self._quiet_seconds, self._most_seconds)
+                if stop.is_set():
+                    # What is about to be stopped is not changed once more.
+                    return
             again = self._poked.is_set() or (due is not None and time.monotonic() >= due)
             if current is None or (newer is None and not again):
                 continue
@@ -109,6 +114,6 @@ class Follower:
             self.status = FollowerStatus(before.name, catalog.revision, problems)
             if before.error is not None:
                 log.info("apply_recovered", applier=before.name, revision=catalog.revision)
-            wait_seconds = RECHECK_SECONDS if problems else None
+            wait_seconds = self._recheck_seconds if problems else None
         self._on_attempt(self.status, time.monotonic() - began)
         return wait_seconds

@@ -26,6 +26,7 @@ Check = Callable[[], str | None]
 class AnnounceSource:
     """See ``base.Source``. Registers one instance, with a check only while that says it serves.
 
+    Its id is ``<node>:<ip>:<port>``, as one node may announce many, unless ``instance_id`` is given.
     ``address`` is ``ip:port``; ``check`` is None, ``tcp`` or ``http:/path``. At first one good check
     registers; later ``RISE`` in a row do, and ``FALL`` bad ones in a row withdraw. Raises ConfigError for
     what cannot be announced.
@@ -42,13 +43,14 @@ class AnnounceSource:
         node: str,
         scheme: Scheme | None = None,
         host_port: int | None = None,
+        instance_id: str | None = None,
         check: str | None = None,
         interval_seconds: float = 5.0,
         timeout_seconds: float = 2.0,
     ) -> None:
         try:
             host, port = parse_address(address)
-            id_ = parse_id(f"{node}:{host}:{port}")
+            id_ = parse_id(instance_id or f"{node}:{host}:{port}")
             name = parse_name(service)
         except SchemaError as error:
             raise ConfigError(f"announce {service} {address}", str(error)) from error

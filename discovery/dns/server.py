@@ -161,13 +161,13 @@ class DnsServer:
         self._send(reply, "forwarded", send)
 
     def _send(self, reply: Reply | None, origin: Origin, send: Send) -> Cell | None:
-        """Send and count; the count, or None where silence is the answer."""
+        """Count and send; the count, or None where silence is the answer."""
         if reply is None:
             self.stats.dropped += 1
             return None
-        send(reply.message)
         count = self.stats.cell(reply.qtype, reply.rcode, origin)
         count[0] += 1
+        send(reply.message)
         return count
 
     def _cache(self) -> Cache:

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,7 +20,7 @@ from discovery.haproxy.process import Process, ReloadFailed
 from discovery.haproxy.program import check, haproxy_version, inspect_machine
 from discovery.haproxy.render import CONFIG, Renderer, binds_of, front_binds
 from discovery.haproxy.runtime import NO_STATE, keep_state
-from discovery.haproxy.settings import ProxySettings
+from discovery.haproxy.settings import ProxySettings, join_address
 from discovery.pathwatch import PathWatch
 from discovery.retry import Backoff
 from discovery.templating import Templates
@@ -171,10 +171,11 @@ class HAProxy:
             # What is left of one that ended may still hold the ports that are tested now.
             self._process.clear()
         self._model = build(catalog, self._settings, self._model)
-        model = self._model.without(
-            self._taken_ports(self._model, self._running.binds if alive else frozenset())
-        )
+        # By port alone, so that HAProxy may go from * to one address of the host.
+        held = {port for _, port in self._running.binds} if alive else set()
+        model = self._model.without(_taken_ports(self._model, held))
         texts = self._renderer.render(model)
+        self._refuse_taken_ports(binds_of(texts), held)
         if not (alive and self._running.certain and texts == self._running.files):
             reason = self._reason(catalog, texts) if alive else "start"
             self._bring_up(catalog, model, texts, reason)
@@ -182,17 +183,15 @@ class HAProxy:
         self._trouble = None
         return model.problems
 
-    def _taken_ports(self, model: Model, held: frozenset[tuple[str, int]]) -> dict[int, str]:
-        """Ports of services that cannot be listened on, with the reason. Raises ApplyError for our own."""
-        for (setting, address), (host, port) in front_binds(self._settings).items():
-            if (host, port) not in held and (reason := ports.why_not(host, port)):
-                raise ApplyError(f"{setting}: {address} {reason} (end that, or name another address)")
-        return {
-            listener.port: reason
-            for listener in model.listeners
-            if (listener.host, listener.port) not in held
-            and (reason := ports.why_not(listener.host, listener.port))
-        }
+    def _refuse_taken_ports(self, binds: Iterable[tuple[str, int]], held: Set[int]) -> None:
+        """Raise ApplyError if one cannot be listened on: the check would pass, the reload stop all others."""
+        fronts = {bind: setting for (setting, _), bind in front_binds(self._settings).items()}
+        for bind in sorted(binds):
+            if bind[1] not in held and (reason := ports.why_not(*bind)):
+                where = fronts.get(bind, CONFIG)
+                raise ApplyError(
+                    f"{where}: {join_address(*bind)} {reason} (end that, or name another address)"
+                )
 
     def _reason(self, catalog: Catalog, texts: Mapping[str, str]) -> str:
         """Why HAProxy, which runs, has to be reloaded: one of a few words, to be counted."""
@@ -311,6 +310,15 @@ class HAProxy:
     def _count(self, reason: str, seconds: float) -> None:
         self._reloads[reason] += 1
         self._last_reload_seconds = seconds
+
+
+def _taken_ports(model: Model, held: Set[int]) -> dict[int, str]:
+    """Ports of services that cannot be listened on, with the reason; those ``held`` already are ours."""
+    return {
+        each.port: reason
+        for each in model.listeners
+        if each.port not in held and (reason := ports.why_not(each.host, each.port))
+    }
 
 
 def _shown(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from discovery.catalog import Catalog
 from discovery.haproxy.generations import Generations
 from discovery.haproxy.model import build
 from discovery.haproxy.program import check, haproxy_version, inspect_machine
-from discovery.haproxy.render import BINDS, CONFIG, Renderer
+from discovery.haproxy.render import CONFIG, Renderer
 from discovery.haproxy.settings import ProxySettings
 from discovery.templating import Templates
 
@@ -19,7 +19,7 @@ def render_files(settings: ProxySettings, catalog: Catalog) -> Mapping[str, str]
     Raises RenderError naming the template's file and line.
     """
     renderer = Renderer(settings, inspect_machine(settings), Templates(*settings.templates))
-    return _for_people(renderer.render(build(catalog, settings)))
+    return renderer.render(build(catalog, settings))
 
 
 def check_files(settings: ProxySettings, files: Mapping[str, str]) -> None:
@@ -33,8 +33,4 @@ def check_files(settings: ProxySettings, files: Mapping[str, str]) -> None:
 
 def running_files(settings: ProxySettings) -> Mapping[str, str]:
     """The files that HAProxy was last seen running on this node; none if it never did."""
-    return _for_people(Generations(settings.directory).good())
-
-
-def _for_people(files: Mapping[str, str]) -> Mapping[str, str]:
-    return {name: text for name, text in files.items() if name != BINDS}
+    return Generations(settings.directory).good()

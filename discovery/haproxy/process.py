@@ -45,6 +45,7 @@ class Process:
         self._pid: int | None = None
         self._pidfd: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._workers: list[int] = []
 
     @property
     def pid(self) -> int | None:
@@ -148,34 +149,39 @@ class Process:
                 return True
             descriptor = os.dup(self._pidfd)
         try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            return bool(poll.poll(timeout_seconds * 1000))
+            return _ended(descriptor, timeout_seconds)
         finally:
             os.close(descriptor)
 
     def stop(self) -> None:
         """End HAProxy: let it finish what it has, for a bounded time, then not."""
         self._end(signal.SIGUSR1, self._settings.stop_timeout_seconds)
-        self.clear()
 
     def clear(self) -> None:
         """Leave nothing of a HAProxy that ended: its workers follow their master, but not at once."""
-        self.release()
+        # A process that ends loses its command line before its sockets, so those known are waited for.
+        with self._lock:
+            known = [each for each in (self._pidfd, *self._workers) if each is not None]
         deadline = time.monotonic() + REMNANTS_SECONDS
-        while ours := self._ours():
+        while not all(_ended(each) for each in known) or self._ours():
             if time.monotonic() > deadline:
-                for pid in ours:
+                for each in known:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(each, signal.SIGKILL)
+                for pid in self._ours():
                     _kill(pid, signal.SIGKILL)
             select.select((), (), (), POLL_SECONDS)
+        self.release()
 
     def release(self) -> None:
         """Let go of HAProxy, which goes on."""
         with self._lock:
-            descriptor, child = self._pidfd, self._child
+            child = self._child
+            for descriptor in (self._pidfd, *self._workers):
+                if descriptor is not None:
+                    os.close(descriptor)
             self._pid = self._pidfd = self._child = None
-        if descriptor is not None:
-            os.close(descriptor)
+            self._workers = []
         if child is not None:
             child.poll()
 
@@ -209,6 +215,7 @@ class Process:
                     if not new:
                         raise ReloadFailed("no new worker runs")
                     if "\nPid: " in self.master.worker(new[0], "show info"):
+                        self._hold_workers(new)
                         return
             except ReloadFailed:
                 raise
@@ -227,6 +234,14 @@ class Process:
         with self._lock:
             self._pid, self._pidfd, self._child = pid, descriptor, child
 
+    def _hold_workers(self, pids: list[int]) -> None:
+        for descriptor in self._workers:
+            os.close(descriptor)
+        self._workers = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                self._workers.append(os.pidfd_open(pid))
+
     def _end(self, first: signal.Signals, timeout_seconds: float) -> None:
         pid = self._pid
         if pid is not None:
@@ -235,7 +250,7 @@ class Process:
                     break
                 _kill(pid, how)
                 self.wait_for_end(patience)
-        self.release()
+        self.clear()
 
     def _ours(self) -> dict[int, int]:
         """The processes that run on our configuration, and their parents."""
@@ -263,6 +278,12 @@ class Process:
                 return file.read(LOG_BYTES).decode(errors="replace")
         except OSError:
             return ""
+
+
+def _ended(pidfd: int, timeout_seconds: float = 0) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_seconds * 1000))
 
 
 def _command(pid: int) -> list[str]:

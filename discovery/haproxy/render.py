@@ -4,17 +4,19 @@ The section of a service is rendered once and kept for as long as its backend is
 thousand services, one that changes costs one small template and a join.
 """
 
-import json
+import contextlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from discovery.errors import RenderError
+from discovery.errors import ConfigError, RenderError
 from discovery.haproxy.model import Backend, Listener, Model
 from discovery.haproxy.settings import ProxySettings, join_address, split_address
 from discovery.templating import Templates
 
 CONFIG = "haproxy.cfg"
-BINDS = "binds.json"
+
+_BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Renderer:
         self._listeners: dict[Listener, str] = {}
 
     def render(self, model: Model) -> Mapping[str, str]:
-        """The files by name: ``haproxy.cfg``, its maps, and ``binds.json`` for our own reading.
+        """The files by name: ``haproxy.cfg`` and its maps.
 
         Raises RenderError naming the template's file and line.
         """
@@ -75,7 +77,6 @@ class Renderer:
             "hosts.map": routes,
             "paths.map": routes,
             "keep.map": "".join(f"{backend.name} keep\n" for backend in http if backend.keep_path),
-            BINDS: json.dumps(sorted(self._binds(model))),
         }
 
     def clear(self) -> None:
@@ -96,17 +97,16 @@ class Renderer:
             return kept
         return self._templates.render("listener.cfg.j2", proxy=self._proxy, listener=listener)
 
-    def _binds(self, model: Model) -> Iterable[tuple[str, int]]:
-        yield from front_binds(self._settings).values()
-        yield from ((listener.host, listener.port) for listener in model.listeners)
-
 
 def binds_of(files: Mapping[str, str]) -> frozenset[tuple[str, int]]:
-    """Host and port of every listener that rendered files have; none of files that are not ours."""
-    try:
-        return frozenset((str(host), int(port)) for host, port in json.loads(files.get(BINDS, "[]")))
-    except (ValueError, TypeError):
-        return frozenset()
+    """Host and port of every TCP listener in a configuration, those of a user's own templates too."""
+    binds = set()
+    for match in _BIND.finditer(files.get(CONFIG, "")):
+        for address in match[1].split(","):
+            # What is no address and port, such as a path, is not ours to test.
+            with contextlib.suppress(ConfigError):
+                binds.add(split_address(address, "bind"))
+    return frozenset(binds)
 
 
 def front_binds(settings: ProxySettings) -> Mapping[tuple[str, str], tuple[str, int]]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from discovery.errors import ApplyError
 from discovery.haproxy.model import Model
 
+# The only answer after which the master does not close the connection, as told to.
+_NO_WORKER = b"Can't find the target"
+
 _SUMMARY = re.compile(r"(Error\(s\)|Fatal errors) found in configuration|failed to start their listeners")
 
 NO_STATE = "1\n"
@@ -40,6 +43,8 @@ def ask(path: Path, command: str, timeout_seconds: float) -> str:
                 if not chunk:
                     return b"".join(chunks).decode(errors="replace")
                 chunks.append(chunk)
+                if chunks[0].startswith(_NO_WORKER):
+                    raise ApplyError(f"HAProxy has no such worker: {command!r}")
     except OSError as error:
         raise ApplyError(f"HAProxy does not answer {command!r} at {path}: {error}") from error
 
@@ -102,12 +107,14 @@ class Master:
 
     def has_stopped_listening(self, pid: int) -> bool:
         """Whether a worker that was told to end has closed its listeners, or is gone."""
+        processes = self.processes()
+        if pid not in processes.workers + processes.old_workers:
+            return True
         try:
-            return "\nStopping: 1" in (answer := self.worker(pid, "show info")) or "\nPid:" not in answer
+            return "\nStopping: 1" in self.worker(pid, "show info")
         except ApplyError:
-            if pid not in (*self.processes().workers, *self.processes().old_workers):
-                return True
-            raise
+            # It may have ended just now; the next look tells.
+            return False
 
 
 # ---- what it writes ---------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ class Backoff:
     """
 
     def __init__(self, first_seconds: float, most_seconds: float) -> None:
-        self._first_seconds = first_seconds
+        self._first_seconds = min(first_seconds, most_seconds)
         self._most_seconds = most_seconds
-        self._next_seconds = first_seconds
+        self._next_seconds = self._first_seconds
 
     def next_seconds(self) -> float:
         """How long to wait before the next try."""

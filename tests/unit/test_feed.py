@@ -24,6 +24,14 @@ def test_newest_value_is_given_and_older_ones_are_dropped() -> None:
     assert feed.wait(3, 0) is None
 
 
+def test_value_that_is_there_already_is_not_waited_for() -> None:
+    feed: Feed[str] = Feed()
+    feed.publish("a")
+    began = time.monotonic()
+    assert feed.wait(0, PATIENCE_SECONDS) == Published(1, "a")
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
+
+
 def test_equal_values_are_published_all_the_same() -> None:
     feed: Feed[str] = Feed()
     feed.publish("a")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,10 +137,9 @@ def test_a_file_being_written_is_not_taken_for_empty(directory: Path, store: Sto
     with Mirror(store, "/") as mirror:
         mirror.step()
         sh(directory, f"{{ sleep 0.3; echo 127.0.0.1:8001; }} > .{WEB}")
-        while WEB not in mirror.entries or mirror.entries[WEB].value != "127.0.0.1:8001":
-            mirror.step()
-            seen.append(mirror.entries[WEB].value)
-    assert "" not in seen
+        while mirror.values != {WEB: "127.0.0.1:8001"}:
+            seen += [change.entry and change.entry.value for change in mirror.step().changes]
+    assert seen == ["127.0.0.1:8001"]
 
 
 def test_a_file_that_stays_empty_is_empty(directory: Path, store: Store) -> None:
@@ -168,7 +168,8 @@ def test_what_is_no_readable_file_is_reported_and_nothing_else_suffers(
 ) -> None:
     store.put({WEB: "127.0.0.1:8000"})
     hosts = directory / "services/web/hosts"
-    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/below").mkdir(parents=True)
+    (tmp_path / "secret/below/file").write_text("secret")
     (tmp_path / "secret/file").write_text("secret")
     os.mkfifo(hosts / "fifo")
     (hosts / "dangling").symlink_to("nowhere")
@@ -202,11 +203,12 @@ def test_what_is_no_readable_file_is_reported_and_nothing_else_suffers(
         assert mirror.values[WEB] == "127.0.0.1:8000"
         assert len(mirror.values["/services/web/hosts/just"]) == 64 * 1024
         assert store.snapshot("/services/linked/").entries == {}
+        assert store.snapshot("/services/linked/below/").entries == {}
         with pytest.raises(StoreRefused, match="linked"):
             store.put({"/services/linked/x": "1"})
         sh(directory, "rm services/web/hosts/fifo; echo 127.0.0.1:1 > services/web/hosts/fifo")
         mirror.until(lambda: mirror.values.get("/services/web/hosts/fifo") == "127.0.0.1:1")
-    assert list((tmp_path / "secret").iterdir()) == [tmp_path / "secret/file"]
+    assert sorted(path.name for path in (tmp_path / "secret").iterdir()) == ["below", "file"]
 
 
 def test_a_key_and_a_directory_cannot_share_a_name(store: Store) -> None:
@@ -359,6 +361,32 @@ def test_an_echo_takes_a_key_over(directory: Path, store: Store) -> None:
     assert WEB in values(store)
     session.close()
     assert values(store) == {WEB: "127.0.0.1:9000"}
+
+
+def test_a_key_written_over_and_over_is_nobody_elses(directory: Path, store: Store) -> None:
+    """Its age is carried on and its inode may come back; it still is another file."""
+    session = store.session(60)
+    session.put({WEB: "127.0.0.1:8000"})
+    path = directory / WEB[1:]
+    inode = path.stat().st_ino
+    for _ in range(20):
+        store.put({WEB: "127.0.0.1:8000"})
+        if path.stat().st_ino == inode:
+            break
+    session.close()
+    assert values(store) == {WEB: "127.0.0.1:8000"}
+
+
+def test_a_session_knows_itself_that_it_has_expired(directory: Path, store: Store) -> None:
+    """Nobody has looked meanwhile."""
+    session = store.session(0.3)
+    session.put({WEB: "1"})
+    expiry = time.monotonic() + 0.3
+    eventually(lambda: time.monotonic() > expiry)
+    assert (directory / WEB[1:]).exists()
+    for attempt in (session.keepalive, lambda: session.put({WEB: "2"}), lambda: session.delete([WEB])):
+        with pytest.raises(SessionLost):
+            attempt()
 
 
 def test_a_lease_that_is_removed_loses_the_session_not_the_keys(directory: Path, store: Store) -> None:

@@ -393,5 +393,7 @@ def test_thousands_that_claim_one_port_cost_no_more_than_their_number() -> None:
         assert len(lost_ports(shop.catalog)) == number - 1
         return time.process_time() - began
 
-    # Ten times as many: ten times the cost if it is linear, a hundred times if it is not.
-    assert seconds(3000) < 35 * max(seconds(300), 0.003)
+    # Ten times as many: ten times the cost if it is linear, a hundred times if it is not. The least of some
+    # runs, for a busy machine adds to each.
+    few, many = (min(seconds(number) for _ in range(3)) for number in (300, 3000))
+    assert many < 40 * few

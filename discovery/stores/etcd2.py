@@ -165,7 +165,7 @@ class _Session:
     """See ``base.Session``. Every key has a TTL of its own and is refreshed by itself.
 
     A key belongs to the session until anyone else writes it; from then on it is left alone. To refresh 1,000
-    keys takes about 0.3 s with a server beside us, nearly all of it our CPU. Refreshes wake no watcher, but
+    keys takes 0.3 to 1 s with a server beside us, and 0.5 s of our CPU. Refreshes wake no watcher, but
     each is one of the 1,000 events that the server keeps.
     """
 

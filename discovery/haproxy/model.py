@@ -4,17 +4,13 @@ Models share what did not change: the backend of a service that is the same obje
 same object in their models, so that what is made of it, such as its text, can be kept as well.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from discovery.catalog import Catalog, Instance, Problem, Scheme, Service
+from discovery.errors import SchemaError
 from discovery.haproxy.settings import ProxySettings, bind_host, join_address, split_address
-from discovery.schema import SERVICES, printable, service_prefix
-
-# The second line of defence, behind schema.py: no other text from the store is ever a word of the
-# configuration, so that none can end a line, open a quote or name a variable.
-_WORD = re.compile(r"[A-Za-z0-9_.:\[\]-]+")
+from discovery.schema import SERVICES, parse_address, parse_id, parse_name, printable, service_prefix
 
 CHECK_INTERVAL_MS = 2000
 CHECKS_PER_SECOND = 2000
@@ -106,11 +102,11 @@ def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = No
             continue
         backend = known.get(name)
         if backend is None or backend.service is not service:
-            if not _WORD.fullmatch(service.name):
-                reason = "the name cannot be written into a configuration"
-                problems.append(Problem(None, f"{SERVICES}{printable(service.name)}", reason))
+            try:
+                backend = _backend(service)
+            except SchemaError as error:
+                problems.append(Problem(None, f"{SERVICES}{printable(service.name)}", str(error)))
                 continue
-            backend = _backend(service)
         backends[name] = backend
         problems += backend.problems
     listeners, refused = _listeners(backends.values(), settings)
@@ -124,23 +120,28 @@ def port_problem(service: str, port: int, reason: str) -> Problem:
 
 
 def _backend(service: Service) -> Backend:
-    good = [each for each in service.instances if _WORD.fullmatch(each.id) and _WORD.fullmatch(each.address)]
-    bad = [each for each in service.instances if each not in good]
-    problems = tuple(
-        Problem(
-            service.name,
-            f"{service_prefix(service.name)}hosts/{printable(instance.id)}",
-            "cannot be written into a configuration",
-        )
-        for instance in bad
-    )
-    return Backend(service, tuple(_server(instance) for instance in good), problems)
+    """The backend of a service, without instances that keep no contract; SchemaError for its name.
+
+    The second line of defence, behind schema.py: no other text from the store is ever a word of the
+    configuration, so that none can end a line, open a quote, name a variable or fail to resolve.
+    """
+    parse_name(service.name)
+    servers: list[Server] = []
+    problems: list[Problem] = []
+    for instance in service.instances:
+        try:
+            servers.append(_server(instance))
+        except SchemaError as error:
+            subject = f"{service_prefix(service.name)}hosts/{printable(instance.id)}"
+            problems.append(Problem(service.name, subject, str(error)))
+    return Backend(service, tuple(servers), tuple(problems))
 
 
 def _server(instance: Instance) -> Server:
+    host, port = parse_address(instance.address)
     attributes = instance.attributes
     weight = 0 if attributes.draining else 1 if attributes.weight is None else attributes.weight
-    return Server(instance.id, instance.address, weight)
+    return Server(parse_id(instance.id), join_address(host, port), weight)
 
 
 def _listeners(

@@ -255,6 +255,11 @@ def url_from(cluster: EtcdCluster, first: Etcd) -> str:
     return "etcd3://" + ",".join(member.endpoint for member in [first, *others])
 
 
+def status(member: Etcd) -> dict[str, Any]:
+    answer = json.loads(member.ctl(3, "endpoint", "status", "--write-out=json"))
+    return dict(answer[0]["Status"])
+
+
 def test_the_leader_is_killed_during_a_watch_and_a_session(cluster: EtcdCluster) -> None:
     leader = cluster.leader()
     with opened(url_from(cluster, leader)) as store:
@@ -280,7 +285,8 @@ def test_a_frozen_member_costs_a_call_no_more_than_the_time_out(cluster: EtcdClu
 
 
 def test_without_a_quorum_the_store_is_unavailable_until_it_returns(cluster: EtcdCluster) -> None:
-    with opened(cluster.url(3), timeout_seconds=4) as store:
+    # The watch is on the member that stays: its server lives and answers, but has no leader.
+    with opened(url_from(cluster, cluster.members[2]), timeout_seconds=4) as store:
         store.put({f"{PREFIX}a": "1"})
         watch = after(store)
         for member in cluster.members[:2]:
@@ -301,6 +307,16 @@ def test_without_a_quorum_the_store_is_unavailable_until_it_returns(cluster: Etc
         assert store.snapshot(PREFIX).entries[f"{PREFIX}a"].value == "1"
 
 
+def test_a_call_waits_for_an_election_within_its_time_out(cluster: EtcdCluster) -> None:
+    one, two, three = cluster.members
+    with opened(url_from(cluster, one), timeout_seconds=60) as store:
+        two.kill()
+        three.kill()
+        until(lambda: not status(one).get("leader"), "the member that is left knows no leader")
+        two.start(wait=False)
+        store.put({f"{PREFIX}a": "1"})
+
+
 def test_history_compacted_while_cut_off_is_lost(cluster: EtcdCluster) -> None:
     member, other, _ = cluster.members
     with opened(member.url(3), timeout_seconds=60) as store:
@@ -309,8 +325,7 @@ def test_history_compacted_while_cut_off_is_lost(cluster: EtcdCluster) -> None:
         cluster.leader()
         other.ctl(3, "put", f"{PREFIX}a", "1")
         other.ctl(3, "put", f"{PREFIX}a", "2")
-        status = json.loads(other.ctl(3, "endpoint", "status", "--write-out=json"))
-        other.ctl(3, "compaction", str(status[0]["Status"]["header"]["revision"]))
+        other.ctl(3, "compaction", str(status(other)["header"]["revision"]))
         member.start()
         with pytest.raises(HistoryLost, match="compacted"):
             told(watch, lambda _: False)

@@ -124,9 +124,14 @@ class Registrator:
         return RegistratorStatus(
             registered=sum(split_key(key)[1].startswith(HOSTS) for key in values) if look else 0,
             reconciled_at=self._reconciled_at,
-            error=self._source_error or self._store_error,
+            error=self._describe_error(),
             problems=(*self._source.problems, *contested),
         )
+
+    def _describe_error(self) -> str | None:
+        if self._stale:
+            return f"{self._source_error or 'the source is silent'}; the keys are left to expire"
+        return self._source_error or self._store_error
 
     def run(self, stop: threading.Event) -> None:
         """Register until ``stop``, then withdraw everything, within two time-outs of the store."""

@@ -143,13 +143,37 @@ def test_only_the_stop_signal_withdraws_and_not_for_ever(engine: DockerEngine, s
             "marker n1:marker:80": published(engine, marker),
         }
         until_hosts(store, both)
+        created = store.snapshot("/services/").entries[f"{HOSTS}n1:one:80"].created
         engine.client.kill(web, "HUP")
         engine.client.pause(marker)
         # Events arrive in order: by now the SIGHUP was seen, and nothing came of it.
         until_hosts(store, {"web n1:one:80": both["web n1:one:80"]})
+        assert store.snapshot("/services/").entries[f"{HOSTS}n1:one:80"].created == created
         engine.client.kill(web, "TERM")
         until_hosts(store, {})
         until_hosts(store, {"web n1:one:80": both["web n1:one:80"]})
+
+
+def test_a_restart_seen_all_at_once(engine: DockerEngine) -> None:
+    web = engine.run("one", ports={80: None}, env=NAMED, command=OBEDIENT)
+    source = DockerSource(engine.url, RULES)
+    try:
+        assert len(source.registrations()) == 1
+        engine.client.restart(web)
+        marker = engine.run("two", ports={80: None}, env=NAMED)
+        # The stop signal of its former life says nothing about this one.
+        until(lambda: source.wait(1) and len(source.registrations()) == 2, "both are registered", 10)
+        # Nor does it to one that begins to look now, and is told what was before.
+        other = DockerSource(engine.url, RULES)
+        assert len(other.registrations()) == 2
+        other.close()
+        # One that is being stopped is, even to that one.
+        engine.client.kill(marker, "TERM")
+        late = DockerSource(engine.url, RULES)
+        until(lambda: len(late.registrations()) == 1, "the signal is replayed", 10)
+        late.close()
+    finally:
+        source.close()
 
 
 def test_registered_only_while_healthy(engine: DockerEngine, store: Store) -> None:

@@ -149,6 +149,20 @@ def test_dead_upstreams_are_servfail_in_time_and_local_names_unharmed(tcp: bool)
         assert len(dead.asked) == 16
 
 
+def test_a_client_that_has_closed_its_half_still_gets_the_answer_it_waits_for() -> None:
+    def lag(message: bytes) -> list[bytes]:
+        time.sleep(0.3)
+        return [answer(message)]
+
+    with Upstream(lag) as upstream, forwarding(upstream.address) as address:
+        message = bytes(dnslib.DNSRecord.question("example.org").pack())
+        with socket.create_connection(address, timeout=10) as client:
+            client.sendall(len(message).to_bytes(2, "big") + message)
+            client.shutdown(socket.SHUT_WR)
+            with client.makefile("rb") as stream:
+                assert addresses(dnslib.DNSRecord.parse(stream.read()[2:])) == ["192.0.2.1"]
+
+
 def test_an_upstream_that_is_not_there_is_passed_by_at_once() -> None:
     nobody = ("127.0.0.1", free_port())
     with Upstream(lambda message: [answer(message)]) as alive, forwarding(nobody, alive.address) as address:

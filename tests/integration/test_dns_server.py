@@ -125,6 +125,17 @@ def test_who_is_not_of_our_networks_is_refused() -> None:
             assert client.recv(10) == b""
 
 
+def test_an_answer_already_made_is_refused_to_a_stranger_too() -> None:
+    with serving(DnsServer(replace(SETTINGS, networks=("127.0.0.1/32",)))) as server:
+        message = packed("web.local")
+        for host, code in (("127.0.0.1", "NOERROR"), ("127.0.0.2", "REFUSED"), ("127.0.0.1", "NOERROR")):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(10)
+                client.bind((host, 0))
+                client.sendto(message, server.addresses[0])
+                assert rcode(dnslib.DNSRecord.parse(client.recv(4096))) == code
+
+
 def test_a_network_that_comes_up_later_may_ask() -> None:
     networks: list[str] = []
     with serving(DnsServer(SETTINGS, read_networks=lambda: tuple(networks))) as server:

@@ -149,6 +149,15 @@ def test_a_file_that_stays_empty_is_empty(directory: Path, store: Store) -> None
         mirror.until_values({WEB: ""})
 
 
+def test_writes_within_one_tick_of_the_clock_are_told_apart(directory: Path, store: Store) -> None:
+    """Same inode, same size and, on kernels before 6.13, the same time stamps."""
+    store.put({WEB: "0"})
+    path = directory / WEB[1:]
+    for number in range(300):
+        path.write_text(f"{number:03}\n")
+        assert values(store) == {WEB: f"{number:03}"}
+
+
 def test_a_change_without_an_event_is_found(directory: Path, store: Store) -> None:
     """Writing through a map makes none until it is unmapped."""
     store.put({WEB: "127.0.0.1:8000"})

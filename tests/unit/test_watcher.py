@@ -275,7 +275,7 @@ def test_damaged_last_good_state_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "last-good.json").write_text("rubbish")
     site.store.fail(StoreUnavailable("down"))
     with capture_logs() as logs, site.running():
-        until(lambda: site.store.snapshots >= 4, "four tries")
+        until(lambda: site.store.snapshots >= 3, "three tries")
         assert site.feed.latest is None
     assert events(logs) == ["store_unreachable", "last_good_unreadable"]
 
@@ -331,10 +331,12 @@ def test_failed_save_is_tried_again_without_a_new_change(tmp_path: Path) -> None
     site.store.put(WEB)
     with capture_logs() as logs, site.running():
         site.until_services("web")
-        site.now_seconds = SAVE_SECONDS
+        site.now_seconds = MOST_SAVE_SECONDS
+        site.store.wake()
         until(lambda: "last_good_not_saved" in events(logs), "the failure is seen", detail=lambda: repr(logs))
         blocked.unlink()
-        site.now_seconds = 3 * SAVE_SECONDS
+        site.now_seconds = 2 * MOST_SAVE_SECONDS
+        site.store.wake()
         until(lambda: saved(site) == set(WEB), "saved")
 
 

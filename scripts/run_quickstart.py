@@ -22,6 +22,7 @@ from pathlib import Path
 import docker
 from dnslib import DNSRecord
 
+MARK = "QUICKSTART_DIRECTORY"
 HOST = "127.0.0.1"
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -50,6 +51,7 @@ class Parts:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                env=os.environ | {MARK: str(self._directory)},
                 start_new_session=True,
             )
         self._running.append((process, log))
@@ -83,12 +85,13 @@ def tail(log: Path) -> str:
 
 
 def processes_below(directory: Path) -> list[int]:
-    """Processes whose command line names a file in our directory, which nobody else uses."""
+    """Processes whose command line or environment names our directory, which nobody else uses."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if os.fsencode(f"{directory}/") in (entry / "cmdline").read_bytes():
+                said = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if os.fsencode(directory) in said:
                     found.append(int(entry.name))
     return found
 
@@ -108,14 +111,15 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
-def answers_http(port: int, path: str, host: str | None = None) -> bool:
+def answer(port: int, path: str, host: str | None = None) -> str | None:
+    """The body of a 200, None for any other answer or none."""
     request = urllib.request.Request(f"http://{HOST}:{port}{path}", headers={"Host": host} if host else {})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by way of a proxy
     try:
         with opener.open(request, timeout=2) as response:
-            return bool(response.status == 200)
+            return str(response.read().decode()) if response.status == 200 else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def answers_dns(port: int, name: str) -> bool:
@@ -136,19 +140,21 @@ def wait_until_served(conditions: Sequence[Callable[[], bool]], parts: Parts, st
         stop.wait(0.1)
 
 
-def docker_line() -> str:
-    """What to expect of Docker here."""
+def docker_version() -> str | None:
+    """The version of the Docker engine that answers here, None without one."""
     try:
         with contextlib.closing(docker.from_env(timeout=3)) as client:
-            version = client.version()["Version"]
+            return str(client.version()["Version"])
     except (docker.errors.DockerException, OSError, KeyError):
-        return "No Docker engine answers here, so no containers are picked up."
-    return f"Docker {version} answers: its containers with published ports are picked up too."
+        return None
 
 
 def run(directory: Path, stop: threading.Event) -> None:
     """Start everything, say how to see it, and go on until ``stop``."""
     http, dns, status, first, second = free_ports(5)
+    engine = docker_version()
+    # Named, so that a role that cannot run is an error with its reason; unnamed, it would be skipped.
+    roles = "proxy,dns,status" + (",registrator" if engine else "")
     where = ("--store", f"file://{directory}/store", "--state", f"{directory}/state")
     parts = Parts(directory)
     try:
@@ -156,7 +162,7 @@ def run(directory: Path, stop: threading.Event) -> None:
             "agent",
             "agent",
             *where,
-            *("--address", HOST, "--bind-address", HOST),
+            *("--roles", roles, "--address", HOST, "--bind-address", HOST),
             *("--http", f"{HOST}:{http}", "--dns", f"{HOST}:{dns}", "--status", f"{HOST}:{status}"),
         )
         for number, port in enumerate((first, second), start=1):
@@ -164,22 +170,28 @@ def run(directory: Path, stop: threading.Event) -> None:
             parts.start(f"web{number}", "announce", *where, "web", f"{HOST}:{port}", "--", *demo)
         wait_until_served(
             [
-                lambda: answers_http(http, "/", host="web.any.domain"),
-                lambda: answers_http(http, "/web/"),
+                # Requests take turns, so two in a row tell whether both instances serve.
+                lambda: len({answer(http, "/", host="web.any.domain") for _ in range(2)} - {None}) == 2,
+                lambda: answer(http, "/web/") is not None,
                 lambda: answers_dns(dns, "web.local"),
             ],
             parts,
             stop,
         )
         if not stop.is_set():
-            print(message(http, dns, status, directory), flush=True)
+            print(message(http, dns, status, directory, engine), flush=True)
         while not stop.wait(0.5):
             parts.check()
     finally:
         parts.stop()
 
 
-def message(http: int, dns: int, status: int, directory: Path) -> str:
+def message(http: int, dns: int, status: int, directory: Path, engine: str | None) -> str:
+    containers = (
+        f"Docker {engine} answers: its containers with published ports are picked up too."
+        if engine
+        else "No Docker engine answers here, so no containers are picked up."
+    )
     return f"""
 discovery is running, with two instances of a demo service named web. In another terminal:
 
@@ -187,7 +199,7 @@ discovery is running, with two instances of a demo service named web. In another
     curl http://{HOST}:{http}/web/
     dig @{HOST} -p {dns} web.local +short
 
-{docker_line()}
+{containers}
 What is served:       curl http://{HOST}:{status}/services
 Add a service:        mkdir -p {directory}/store/services/NAME/hosts
                       echo IP:PORT > {directory}/store/services/NAME/hosts/0

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +32,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Quickstart:
-    def __init__(self, tree: Path, temporary: Path) -> None:
+    """``temporary`` is empty and short; all that is started names it, which makes leftovers easy to find."""
+
+    def __init__(self, tree: Path, temporary: Path, output: Path) -> None:
         self.temporary = temporary
-        self.output = temporary.with_name(temporary.name + ".out")
-        # Whatever it starts names its temporary directory, which makes leftovers easy to find.
-        temporary.mkdir()
+        self.output = output
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
                 [str(tree / "scripts" / "quickstart")],
@@ -66,11 +67,11 @@ class Quickstart:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if entry.name.isdigit() and str(self.temporary) in command:
-                found.append(f"{entry.name} {command}")
+            if entry.name.isdigit() and os.fsencode(self.temporary) in command + environment:
+                found.append(f"{entry.name} {command!r}")
         return found
 
 
@@ -82,13 +83,15 @@ def outside_tox() -> dict[str, str]:
 @pytest.fixture
 def quickstart(tree: Path, tmp_path: Path) -> Iterator[Quickstart]:
     need("haproxy")
-    started = Quickstart(tree, tmp_path / "t")
-    try:
-        yield started
-    finally:
-        if started.process.poll() is None:
-            started.process.terminate()
-            started.process.wait(60)
+    # pytest's own directories are too long for the sockets that the agent makes in it.
+    with tempfile.TemporaryDirectory(prefix="quick-") as temporary:
+        started = Quickstart(tree, Path(temporary), tmp_path / "output")
+        try:
+            yield started
+        finally:
+            if started.process.poll() is None:
+                started.process.terminate()
+                started.process.wait(60)
 
 
 def shell(command: str) -> str:

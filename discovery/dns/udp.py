@@ -48,13 +48,13 @@ class UdpEndpoint:
     def _drain(self, _events: int) -> None:
         """Answer what waits, up to a bound that lets others have their turn."""
         receive, send, clients = self._socket.recvfrom, self._socket.sendto, self._clients
-        cache = self._cache()
         for _ in range(_BATCH):
             try:
                 data, client = receive(_DATAGRAM_BYTES)
             except OSError:
                 return
-            hit = cache.get(data[2:])
+            # Looked up anew for every message: it may have been sent because a new catalog is in force.
+            hit = self._cache().get(data[2:])
             if hit is None or client[0] not in clients:
                 self._handle(data, client[0], lambda reply, client=client: self._send(reply, client))  # type: ignore[misc]
                 continue

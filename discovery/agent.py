@@ -2,9 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from types import FrameType
 from typing import TypeVar
 
 import structlog
@@ -15,7 +15,7 @@ from discovery.catalog import Catalog, Problem
 from discovery.config import Configuration
 from discovery.dns.server import DnsServer
 from discovery.edges import EdgeReporter
-from discovery.errors import ConfigError, SourceError
+from discovery.errors import ConfigError, DiscoveryError, SourceError
 from discovery.feed import Feed
 from discovery.follow import QUIET_SECONDS, Applier, Follower
 from discovery.haproxy.apply import HAProxy
@@ -37,26 +37,44 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 10.0
+SIGNAL_SECONDS = 0.1
+"""How soon a signal is acted on."""
 
 
 def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...] | None) -> None:
     """Run these roles, or those of the settings, until SIGTERM or SIGINT. Raises what ended it otherwise."""
+    with stop_on_signals() as stop:
+        agent = Agent(configuration, store, wanted, stop)
+        try:
+            agent.start()
+            stop.wait()
+        finally:
+            agent.stop()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. In the main thread only.
+
+    The handler just takes a note, which a thread reads: an Event must not be set in a handler, for that may
+    interrupt a wait for the same Event while it holds its lock.
+    """
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda given, _frame: received.append(given))
     stop = threading.Event()
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        stop.set()
+    def watch() -> None:
+        while not stop.wait(SIGNAL_SECONDS):
+            if received:
+                log.info("stopping", signal=signal.Signals(received[0]).name)
+                stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    agent = Agent(configuration, store, wanted, stop)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     try:
-        agent.start()
-        # A bounded wait, for Python runs signal handlers between waits.
-        while not stop.wait(1.0):
-            pass
+        yield stop
     finally:
-        agent.stop()
+        stop.set()
 
 
 class Agent:
@@ -134,15 +152,18 @@ class Agent:
         try:
             build()
         except (ConfigError, SourceError) as error:
-            if self._asked_for or self._is_configured(role):
+            if self._asked_for or self._is_configured(role, error):
                 raise
             log.warning("role_skipped", role=role, reason=str(error))
             return False
         return True
 
-    def _is_configured(self, role: str) -> bool:
-        key = {"registrator": "docker.url", "proxy": "proxy.haproxy"}.get(role, f"{role}.listen")
-        return self._configuration.origins[key] != "default"
+    def _is_configured(self, role: str, error: DiscoveryError) -> bool:
+        """Whether somebody said something of this role, or of what is wrong: then silence would mislead."""
+        keys = [{"registrator": "docker.url", "proxy": "proxy.haproxy"}.get(role, f"{role}.listen")]
+        if isinstance(error, ConfigError):
+            keys.append(error.setting)
+        return any(self._configuration.origins.get(key, "default") != "default" for key in keys)
 
     # -- roles
 

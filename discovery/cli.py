@@ -146,13 +146,12 @@ def dns(context: click.Context, /, **_flags: object) -> None:
     _run_roles(context, ("dns",))
 
 
-@cli.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": True})
+@cli.command()
 @click.argument("name")
 @click.argument("address")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--scheme", help="http or tcp", metavar="SCHEME")
 @click.option("--host-port", help="port on which every edge serves it", metavar="PORT")
-@click.option("--id", "instance_id", help="instance id; default made of node and address", metavar="ID")
 @click.option("--check", help="tcp or http:/PATH: announce only while this succeeds", metavar="CHECK")
 @_with_settings(*_COMMON, "registrator.ttl_seconds")
 @click.pass_context
@@ -163,19 +162,25 @@ def announce(
 
     With a COMMAND after --, run it, announce it while it runs, and end with its exit status.
     """
-    from discovery.announce import Announcement, run_announcement
+    from discovery.agent import stop_on_signals
+    from discovery.announced import run_announced
+    from discovery.roles import announcer
 
     configuration = _configuration(context)
-    announcement = Announcement.parse(
-        name,
-        address,
-        scheme=flags["scheme"],
-        host_port=flags["host_port"],
-        instance_id=flags["instance_id"],
-        check=flags["check"],
-    )
     with _store(configuration) as store:
-        sys.exit(run_announcement(store, announcement, configuration.settings, command))
+        registrator = announcer(
+            configuration.settings,
+            store,
+            name,
+            address,
+            scheme=flags["scheme"],
+            host_port=flags["host_port"],
+            check=flags["check"],
+        )
+        if command:
+            sys.exit(run_announced(command, registrator))
+        with stop_on_signals() as stop:
+            registrator.run(stop)
 
 
 @cli.command()

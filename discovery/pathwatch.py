@@ -9,6 +9,8 @@ from pathlib import Path
 import structlog
 from watchdog.events import (
     EVENT_TYPE_CLOSED_NO_WRITE,
+    EVENT_TYPE_MODIFIED,
+    EVENT_TYPE_MODIFIED,
     EVENT_TYPE_OPENED,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -52,6 +54,8 @@ class PathWatch:
 
     def stop(self) -> None:
         """End both threads; no call comes after this returns. Not from within ``on_change``."""
+        if self._thread.ident is None:
+            return
         self._stopping = True
         self._event.set()
         self._thread.join()
@@ -124,9 +128,18 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
             return
+        if event.event_type == EVENT_TYPE_MODIFIED and event.is_directory:
+            return  # what changed in it has an event of its own
         names: tuple[str | bytes, ...] = (event.src_path, event.dest_path)
-        for name in names:
-            place = Path(os.fsdecode(name))
-            if name and any(place.is_relative_to(path) or path.is_relative_to(place) for path in self._paths):
-                self._tell()
-                return
+        if any(name and self._concerns(Path(os.fsdecode(name)), event.event_type) for name in names):
+            self._tell()
+
+    def _concerns(self, place: Path, kind: str) -> bool:
+        for path in self._paths:
+            if place.is_relative_to(path):
+                return True
+            # A directory above is "modified" by every file that comes and goes in it, such as what is
+            # rendered beside its template.
+            if path.is_relative_to(place) and kind != EVENT_TYPE_MODIFIED:
+                return True
+        return False

@@ -7,10 +7,12 @@ from pathlib import Path
 from discovery.config import Settings
 from discovery.dns.server import DnsServer
 from discovery.dns.settings import Address, DnsSettings
-from discovery.errors import ConfigError
+from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, split_address
-from discovery.node import Node
+from discovery.node import Node, node_name
 from discovery.registrator import Registrator
+from discovery.schema import parse_port, parse_scheme
+from discovery.sources.announce import AnnounceSource
 from discovery.sources.bridge import bridge_addresses
 from discovery.sources.docker import Rules
 from discovery.sources.docker_engine import ping
@@ -65,6 +67,31 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     docker = settings.docker
     rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
     source = DockerSource(url, rules, relist_seconds=settings.registrator.relist_seconds)
+    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+
+
+def announcer(
+    settings: Settings,
+    store: Store,
+    name: str,
+    address: str,
+    *,
+    scheme: str | None,
+    host_port: str | None,
+    check: str | None,
+) -> Registrator:
+    """The registrator of one announced address. Raises ConfigError for what cannot be announced."""
+    try:
+        source = AnnounceSource(
+            name,
+            address,
+            node=node_name(settings.node.name),
+            scheme=parse_scheme(scheme) if scheme is not None else None,
+            host_port=parse_port(host_port) if host_port is not None else None,
+            check=check,
+        )
+    except SchemaError as error:
+        raise ConfigError(f"announce {name} {address}", str(error)) from error
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
 
 

@@ -218,7 +218,9 @@ class TemplateFileApplier:
             try:
                 run(_SRC.sub(lambda _match: quoted, command), self._template.timeout_seconds)
             except CommandError as error:
-                raise ApplyError(f"{self._template.dest}: left as it was, check_cmd {error}") from error
+                # The file's name is another each time, but the failure is the same one.
+                reason = str(error).replace(str(path), "{{src}}")
+                raise ApplyError(f"{self._template.dest}: left as it was, check_cmd {reason}") from error
 
     def _write(self, text: str) -> None:
         wanted = self._template

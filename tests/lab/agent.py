@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -62,12 +62,18 @@ class Agent:
         self.dns_server = dns.partition(":")[0] if dns else "127.0.0.1"
         self.log = directory.with_name(directory.name + ".log")
         self.process: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] | None = None
 
     def start(self, *, ready: bool = True) -> Self:
         """Start the process; wait until it says it is ready, unless told otherwise."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self.arguments,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         if ready:
             self.wait(lambda: self.status("/readyz")[0] == 200, "is ready")
@@ -90,7 +96,11 @@ class Agent:
         self.process.wait(10)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         if self.process is None:
@@ -102,16 +112,34 @@ class Agent:
                 self.kill()
         self._end_haproxy()
 
-    def _end_haproxy(self) -> None:
-        """What a killed agent leaves behind on purpose must not outlive the test."""
-        needle = str(self.state_dir)
+    def with_environment(self, environment: Mapping[str, str]) -> Self:
+        """The same agent, with more variables in its environment."""
+        self._environment = {**os.environ, **environment}
+        return self
+
+    def haproxy_pids(self) -> list[int]:
+        """The processes of its HAProxy, the master first."""
+        needle = f"{self.state_dir}/"
+        found = []
         for entry in Path("/proc").iterdir():
             try:
                 arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if entry.name.isdigit() and needle in arguments and "haproxy" in arguments:
-                os.kill(int(entry.name), signal.SIGKILL)
+            if entry.name.isdigit() and needle in arguments and "haproxy.cfg" in arguments:
+                found.append(int(entry.name))
+        return sorted(found)
+
+    def kill_haproxy(self) -> int:
+        """kill -9 of HAProxy's master; its pid."""
+        master = self.haproxy_pids()[0]
+        os.kill(master, signal.SIGKILL)
+        return master
+
+    def _end_haproxy(self) -> None:
+        """What a killed agent leaves behind on purpose must not outlive the test."""
+        for pid in self.haproxy_pids():
+            os.kill(pid, signal.SIGKILL)
 
     # -- requests
 

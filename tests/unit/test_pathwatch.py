@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from watchdog.events import FileClosedNoWriteEvent, FileModifiedEvent, FileOpenedEvent
+from watchdog.events import DirModifiedEvent, FileClosedNoWriteEvent, FileModifiedEvent, FileOpenedEvent
 
 from discovery.pathwatch import PathWatch, _Handler
 
@@ -115,3 +115,16 @@ def test_a_symlink_switched_to_another_directory_is_noticed(tmp_path: Path) -> N
         changed.clear()
         (tmp_path / "two" / "a.j2").write_text("three")
         assert changed.wait(PATIENCE_SECONDS)
+
+
+def test_what_comes_and_goes_beside_a_file_says_nothing_of_it(tmp_path: Path) -> None:
+    """A template whose candidate is checked beside it must not be rendered for that, without end."""
+    template = tmp_path / "a.j2"
+    template.write_text("old")
+    handler_calls: list[str] = []
+    handler = _Handler((template,), lambda: handler_calls.append("told"))
+    handler.dispatch(FileModifiedEvent(str(tmp_path / ".candidate")))
+    handler.dispatch(DirModifiedEvent(str(tmp_path)))
+    assert handler_calls == []
+    handler.dispatch(FileModifiedEvent(str(template)))
+    assert handler_calls == ["told"]

@@ -1,0 +1,141 @@
+"""The commands that look and change, as the installed program, on a file store."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab.agent import discovery_command, run
+from tests.lab.need import need
+from tests.lab.wait import until
+
+
+def on(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(f"--store=file://{tmp_path}", *arguments)
+
+
+def test_help_names_every_command() -> None:
+    said = run("--help").stdout
+    for command in (
+        "agent", "registrator", "proxy", "dns", "announce", "services", "render", "set", "unset", "config",
+    ):  # fmt: skip
+        assert f"\n  {command} " in said
+        assert run(command, "--help").returncode == 0
+
+
+def test_set_writes_checked_keys_and_unset_removes_them(tmp_path: Path) -> None:
+    assert on(tmp_path, "set", "web", "hosts/static", "10.0.0.5:80").returncode == 0
+    assert on(tmp_path, "set", "web", "path", "keep").returncode == 0
+    assert (tmp_path / "services/web/hosts/static").read_text().strip() == "10.0.0.5:80"
+    document = json.loads(on(tmp_path, "services", "web", "--json").stdout)
+    assert document["services"][0]["options"] == {"path": "keep"}
+    assert document["services"][0]["instances"][0]["address"] == "10.0.0.5:80"
+    assert "10.0.0.5:80" in on(tmp_path, "services").stdout
+    assert on(tmp_path, "unset", "web", "path").returncode == 0
+    assert on(tmp_path, "unset", "web", "--all").returncode == 0
+    assert json.loads(on(tmp_path, "services", "--json").stdout)["services"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["set", "web", "hosts/0", "10.0.0.5:99999"], "no port from 1 to 65535"),
+        (["set", "web", "hosts/0", "example.com:80"], "it is ip:port or [ipv6]:port"),
+        (["set", "web", "hosts/../x", "10.0.0.5:80"], "an instance id is"),
+        (["set", "Web/x", "path", "keep"], "a name is 1 to 63"),
+        (["set", "web", "path", "away"], "must be strip or keep"),
+        (["set", "web", "pth", "keep"], "there is hosts/ID, and the options"),
+        (["set", "web", "scheme", "ftp"], "it is http or tcp"),
+        (["unset", "web", "path"], "there is no such key"),
+        (["unset", "web"], "name the fields to unset"),
+        (["services", "nothing"], "there is no service"),
+        (["announce", "web", "nowhere:80"], "it is ip:port or [ipv6]:port"),
+        (["announce", "web", "10.0.0.5:80", "--host-port=0"], "no port from 1 to 65535"),
+        (["announce", "web", "10.0.0.5:80", "--check=ping"], "no check"),
+        (["services", "--color"], "No such option"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line_or_two(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = on(tmp_path, *arguments)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert not list(tmp_path.glob("services/*/*/*")), "nothing was written"
+
+
+def test_a_store_out_of_reach_is_a_failure_not_an_empty_list() -> None:
+    done = run("--store=etcd3://127.0.0.1:1", "services")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:1" in done.stderr
+
+
+def test_what_is_quarantined_is_listed_with_its_reason(tmp_path: Path) -> None:
+    place = tmp_path / "services/web/hosts"
+    place.mkdir(parents=True)
+    (place / "good").write_text("10.0.0.5:80\n")
+    (place / "bad").write_text("[red]nowhere[/red]\n")
+    said = on(tmp_path, "services").stdout
+    assert "/services/web/hosts/bad" in said
+    assert "[red]nowhere[/red]" in said, "markup from the store is text"
+    assert "10.0.0.5:80" in said
+
+
+def test_render_prints_what_haproxy_accepts_and_how_it_differs(tmp_path: Path) -> None:
+    need("haproxy")
+    on(tmp_path, "set", "web", "hosts/0", "10.0.0.5:80")
+    state = f"--state={tmp_path / 'state'}"
+    done = on(tmp_path, "render", "--check", state)
+    assert done.returncode == 0, done.stderr
+    assert "backend service:web" in done.stdout
+    difference = on(tmp_path, "render", "--diff", state).stdout
+    assert "\n+backend service:web" in difference
+    broken = tmp_path / "templates"
+    broken.mkdir()
+    (broken / "backend.cfg.j2").write_text("\n{{ nobody.knows }}\n")
+    done = on(tmp_path, "render", state, f"--templates={broken}")
+    assert f"{broken}/backend.cfg.j2:2" in done.stderr
+    assert "nobody" in done.stderr
+    assert done.returncode == 1
+
+
+def test_config_tells_every_value_and_where_it_came_from(tmp_path: Path) -> None:
+    document = json.loads(run("config", "--json", "--zone=example", f"--state={tmp_path}").stdout)
+    assert document["dns.zone"] == {"value": "example", "from": "flag --zone"}
+    assert document["registrator.ttl_seconds"] == {"value": "30.0", "from": "default"}
+
+
+def test_announce_keeps_the_exit_status_of_its_command(tmp_path: Path) -> None:
+    script = f"until [ -e {tmp_path}/services/web/hosts/n:10.0.0.5:80 ]; do sleep 0.05; done; exit 7"
+    done = on(tmp_path, "announce", "--node=n", "web", "10.0.0.5:80", "--", "sh", "-c", script)
+    assert done.returncode == 7, done.stderr
+    assert not (tmp_path / "services/web/hosts/n:10.0.0.5:80").exists()
+
+
+def test_announce_without_a_command_withdraws_when_told_to_stop(tmp_path: Path) -> None:
+    key = tmp_path / "services/web/hosts/n:10.0.0.5:80"
+    arguments = [
+        *discovery_command(),
+        "announce",
+        f"--store=file://{tmp_path}",
+        "--node=n",
+        "web",
+        "10.0.0.5:80",
+    ]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as announcer:
+        until(key.exists, "it is announced")
+        announcer.send_signal(signal.SIGTERM)
+        assert announcer.wait(20) == 0
+    assert not key.exists()
+
+
+def test_services_watch_prints_again_with_every_change(tmp_path: Path) -> None:
+    out = tmp_path.with_name("out")
+    arguments = [*discovery_command(), "services", "--watch", "--json", f"--store=file://{tmp_path}"]
+    with out.open("w") as file, subprocess.Popen(arguments, stdout=file) as watching:
+        until(lambda: out.read_text().count("\n") == 1, "the first list")
+        on(tmp_path, "set", "web", "hosts/0", "10.0.0.5:80")
+        until(lambda: "10.0.0.5:80" in out.read_text(), "the change")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130

@@ -91,7 +91,7 @@ class DnsServer:
             for host, port in self._settings.upstreams or ():
                 if self._is_own((host, port)):
                     raise ConfigError(
-                        "dns.upstreams", f"{host} port {port} is our own address", "name another"
+                        "dns.upstream", f"{host} port {port} is our own address", "name another"
                     )
             self._sockets = sockets.pop_all()
         for (udp, tcp), (host, _) in zip(bound, self.addresses, strict=True):

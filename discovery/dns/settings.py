@@ -43,11 +43,11 @@ class DnsSettings:
         if not 0 <= self.ttl_seconds <= 86400:
             raise ConfigError("dns.ttl_seconds", f"{self.ttl_seconds} is not from 0 to 86400")
         if self.upstreams is not None:
-            self._set("upstreams", _canonical("dns.upstreams", self.upstreams, lowest_port=1))
+            self._set("upstreams", _canonical("dns.upstream", self.upstreams, lowest_port=1))
         for host, port in self.upstreams or ():
             if (host, port) in self.listen:
                 mend = "name the resolver that answers all other names"
-                raise ConfigError("dns.upstreams", f"{host} port {port} is our own address", mend)
+                raise ConfigError("dns.upstream", f"{host} port {port} is our own address", mend)
         for network in self.networks or ():
             try:
                 ipaddress.ip_network(network)

@@ -253,7 +253,7 @@ def test_our_own_address_as_upstream_is_a_configuration_error() -> None:
     server = DnsServer(replace(SETTINGS, listen=(("0.0.0.0", port),), upstreams=(("127.0.0.1", port),)))
     with pytest.raises(ConfigError) as caught:
         server.start()
-    assert caught.value.setting == "dns.upstreams"
+    assert caught.value.setting == "dns.upstream"
 
 
 @contextlib.contextmanager

@@ -264,11 +264,11 @@ def test_a_refusal_is_no_longer_than_the_question() -> None:
         ({"zone": ""}, "dns.zone"),
         ({"zone": "a" * 64}, "dns.zone"),
         ({"ttl_seconds": -1}, "dns.ttl_seconds"),
-        ({"upstreams": (("resolver", 53),)}, "dns.upstreams"),
-        ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstreams"),
-        ({"upstreams": LISTEN}, "dns.upstreams"),
+        ({"upstreams": (("resolver", 53),)}, "dns.upstream"),
+        ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstream"),
+        ({"upstreams": LISTEN}, "dns.upstream"),
         ({"networks": ("10.0.0.1/8",)}, "dns.networks"),
-        ({"listen": (("FD00::1", 53),), "upstreams": (("fd00:0::1", 53),)}, "dns.upstreams"),
+        ({"listen": (("FD00::1", 53),), "upstreams": (("fd00:0::1", 53),)}, "dns.upstream"),
     ],
 )
 def test_settings_that_cannot_be_name_themselves(settings: dict[str, object], setting: str) -> None:

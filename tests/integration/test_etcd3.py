@@ -304,7 +304,8 @@ def test_without_a_quorum_the_store_is_unavailable_until_it_returns(cluster: Etc
         with pytest.raises(StoreUnavailable):
             store.snapshot(PREFIX)
         cluster.start()
-        assert store.snapshot(PREFIX).entries[f"{PREFIX}a"].value == "1"
+        # Either: a put that got no answer may have been done nevertheless.
+        assert store.snapshot(PREFIX).entries[f"{PREFIX}a"].value in ("1", "2")
 
 
 def test_a_call_waits_for_an_election_within_its_time_out(cluster: EtcdCluster) -> None:

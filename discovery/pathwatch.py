@@ -10,7 +10,6 @@ import structlog
 from watchdog.events import (
     EVENT_TYPE_CLOSED_NO_WRITE,
     EVENT_TYPE_MODIFIED,
-    EVENT_TYPE_MODIFIED,
     EVENT_TYPE_OPENED,
     FileSystemEvent,
     FileSystemEventHandler,
@@ -22,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 5.0
 """The paths are looked at this often without an event: for symlinks, network mounts, lost events."""
+
+ARM_TRIES = 5
 
 State = frozenset[tuple[str, int, int, int, int]]
 
@@ -77,22 +78,28 @@ class PathWatch:
 
     def _arm(self) -> None:
         """Watch the places whose events concern the paths, as they are now."""
-        places = frozenset(self._wanted_places())
-        if places == self._places:
-            return
-        self._observer.unschedule_all()
-        handler = _Handler(self._paths, self._event.set)
-        try:
-            for place, recursive, *_ in places:
-                self._observer.schedule(handler, str(place), recursive=recursive)
-        except OSError as error:
-            # Mostly the limit of inotify watches; looking every few seconds goes on without it.
+        # What changes between looking and watching has no event, so it is looked at again, within reason.
+        failure = None
+        for _ in range(ARM_TRIES):
+            places = frozenset(self._wanted_places())
+            if places == self._places:
+                return
+            self._observer.unschedule_all()
             self._places = frozenset()
-            if self._failed != str(error):
-                log.warning("path_watch_failed", error=str(error), looked_at_every_seconds=LOOK_SECONDS)
-            self._failed = str(error)
-            return
-        self._places, self._failed = places, None
+            # inotify tells names without symlinks: where a path leads now, and the link that may be switched.
+            real = [path.resolve() for path in self._paths]
+            links = [path.parent.resolve() / path.name for path in self._paths]
+            handler = _Handler((*self._paths, *real, *links), self._event.set)
+            try:
+                for place, recursive, *_identity in places:
+                    self._observer.schedule(handler, str(place), recursive=recursive)
+                self._places, self._failed = places, None
+            except OSError as error:
+                # It went away just now, or the limit of inotify watches is reached: then looking goes on.
+                failure = str(error)
+        if not self._places and self._failed != failure:
+            log.warning("path_watch_failed", error=failure, looked_at_every_seconds=LOOK_SECONDS)
+            self._failed = failure
 
     def _wanted_places(self) -> Iterator[tuple[Path, bool, int, int]]:
         """Directory, whether all below it counts, and its identity, for a replaced one is watched anew."""
@@ -105,7 +112,7 @@ class PathWatch:
             for place, recursive in candidates:
                 with contextlib.suppress(OSError):
                     status = place.stat()
-                    yield place, recursive, status.st_dev, status.st_ino
+                    yield place.resolve(), recursive, status.st_dev, status.st_ino
 
     def _look(self) -> State:
         """What the paths are: name, identity, size and time of every file at or below them."""
@@ -128,8 +135,6 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in (EVENT_TYPE_OPENED, EVENT_TYPE_CLOSED_NO_WRITE):
             return
-        if event.event_type == EVENT_TYPE_MODIFIED and event.is_directory:
-            return  # what changed in it has an event of its own
         names: tuple[str | bytes, ...] = (event.src_path, event.dest_path)
         if any(name and self._concerns(Path(os.fsdecode(name)), event.event_type) for name in names):
             self._tell()

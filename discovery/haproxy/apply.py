@@ -31,6 +31,12 @@ LOOK_SECONDS = 0.5
 SETTLED_SECONDS = 10.0
 """A HAProxy that ends sooner than this after it was mended fails again and again."""
 SHOWN_NAMES = 10
+UNCHECKED = Problem(
+    None,
+    "health checks",
+    "there are too many instances for the files HAProxy may open, so they are not checked; raise LimitNOFILE",
+    "reported",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,7 @@ class HAProxy:
             self._bring_up(catalog, model, texts, reason)
         self._running = _Running(texts, binds_of(texts), catalog, certain=True)
         self._trouble = None
-        return model.problems
+        return model.problems if self._renderer.has_checks(model) else (*model.problems, UNCHECKED)
 
     def _refuse_taken_ports(self, binds: Iterable[tuple[str, int]], held: Set[int]) -> None:
         """Raise ApplyError if one cannot be listened on: the check would pass, the reload stop all others."""
@@ -190,7 +196,7 @@ class HAProxy:
             if bind[1] not in held and (reason := ports.why_not(*bind)):
                 where = fronts.get(bind, CONFIG)
                 raise ApplyError(
-                    f"{where}: {join_address(*bind)} {reason} (end that, or name another address)"
+                    f"{where}: {join_address(*bind)} {reason} (free it, or name another address)"
                 )
 
     def _reason(self, catalog: Catalog, texts: Mapping[str, str]) -> str:
@@ -223,7 +229,11 @@ class HAProxy:
                 either = self._running.binds | binds_of(texts)
                 self._running = _Running(self._running.files, either, self._running.catalog, certain=False)
             raise
-        self._generations.confirm()
+        try:
+            self._generations.confirm()
+        except ApplyError as error:
+            # It runs all the same; only an agent started after this one would begin with an older one.
+            log.warning("haproxy_generation_not_kept", error=str(error))
         self._count(reason, time.monotonic() - began)
         changes = diff(self._running.catalog or Catalog(), catalog)
         log.info(

@@ -64,12 +64,9 @@ class Generations:
     def roll_back(self) -> bool:
         """Make the last good generation the current one again; False if there is none."""
         target = self._target(self._good)
-        if target is None:
-            self._current.unlink(missing_ok=True)
-            return False
-        if self._target(self._current) != target:
+        if target is not None and self._target(self._current) != target:
             self._point(self._current, target)
-        return True
+        return target is not None
 
     @property
     def has_good(self) -> bool:

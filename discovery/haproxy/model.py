@@ -74,8 +74,16 @@ class Model:
 
     backends: Mapping[str, Backend] = field(default_factory=dict)
     listeners: tuple[Listener, ...] = ()
-    check_interval_ms: int = CHECK_INTERVAL_MS
+    server_count: int = 0
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def check_interval_ms(self) -> int:
+        """The time between two checks of one server, doubled until all of them stay within the bound."""
+        interval_ms = CHECK_INTERVAL_MS
+        while self.server_count * 1000 / interval_ms > CHECKS_PER_SECOND:
+            interval_ms *= 2
+        return interval_ms
 
     def without(self, ports: Mapping[int, str]) -> "Model":
         """This model without the listeners on ``ports``, each reported with its reason."""
@@ -111,7 +119,7 @@ def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = No
         problems += backend.problems
     listeners, refused = _listeners(backends.values(), settings)
     servers = sum(len(backend.servers) for backend in backends.values())
-    return Model(backends, listeners, _check_interval_ms(servers), (*problems, *refused))
+    return Model(backends, listeners, servers, (*problems, *refused))
 
 
 def port_problem(service: str, port: int, reason: str) -> Problem:
@@ -166,11 +174,3 @@ def _listeners(
         taken[port] = f"is the port of service {backend.name}"
         listeners.append(Listener(backend.name, backend.mode, host, port))
     return tuple(sorted(listeners, key=lambda listener: listener.port)), tuple(problems)
-
-
-def _check_interval_ms(servers: int) -> int:
-    """The time between two checks of one server, doubled until all of them stay within the bound."""
-    interval_ms = CHECK_INTERVAL_MS
-    while servers * 1000 / interval_ms > CHECKS_PER_SECOND:
-        interval_ms *= 2
-    return interval_ms

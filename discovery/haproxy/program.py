@@ -1,5 +1,6 @@
 """The HAProxy program on this machine: where it is, which version, what its checks say of a configuration."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -53,9 +54,11 @@ def haproxy_version(binary: str) -> Program:
 
 
 def inspect_machine(settings: ProxySettings) -> Machine:
-    """Whom HAProxy can become here, and how many files it may open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptors = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    """Whom HAProxy can become here, and how many files it may open.
+
+    Raises the limit that it will inherit from this process, where we may.
+    """
+    descriptors = _raise_descriptor_limit(DESCRIPTORS)
     if os.geteuid() != 0:
         return Machine(None, None, descriptors)
     try:
@@ -64,6 +67,16 @@ def inspect_machine(settings: ProxySettings) -> Machine:
         log.warning("haproxy_stays_root", reason=f"there is no user {settings.user}")
         return Machine(None, None, descriptors)
     return Machine(entry.pw_uid, entry.pw_gid, descriptors)
+
+
+def _raise_descriptor_limit(wanted: int) -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        # Every server needs one for its check: 20,000 servers do not fit into some machines' limit.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, wanted))
+            hard = wanted
+    return wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
 
 
 def check(program: Program, config: Path, timeout_seconds: float) -> None:

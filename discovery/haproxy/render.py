@@ -37,6 +37,7 @@ class Renderer:
 
     def __init__(self, settings: ProxySettings, machine: Machine, templates: Templates) -> None:
         self._settings = settings
+        self._machine = machine
         self._templates = templates
         self._proxy = {
             "http": _addresses(settings.http, "proxy.http"),
@@ -64,6 +65,7 @@ class Renderer:
             "haproxy.cfg.j2",
             proxy=self._proxy,
             check_interval_ms=model.check_interval_ms,
+            has_checks=self.has_checks(model),
             services=[backend.service for backend in model.backends.values()],
             listeners="".join(self._listeners.values()),
             backends="".join(text for _, text in self._backends.values()),
@@ -78,6 +80,10 @@ class Renderer:
             "paths.map": routes,
             "keep.map": "".join(f"{backend.name} keep\n" for backend in http if backend.keep_path),
         }
+
+    def has_checks(self, model: Model) -> bool:
+        """Whether servers are checked: each check takes a file, and all of them at most half the limit."""
+        return model.server_count * 2 <= self._machine.descriptor_limit
 
     def clear(self) -> None:
         """Forget every text and template, because templates changed."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -172,6 +172,35 @@ def test_a_dead_instance_of_two_costs_no_request(tmp_path: Path) -> None:
         with running(of, service("web", free_port(), port)):
             answers = [fetch(front_port(of), host="web", method=m).status for m in ("GET", "POST") * 4]
             assert answers == [200] * 8
+
+
+def test_one_that_accepts_and_closes_costs_no_request_and_repeats_none(binary: str, tmp_path: Path) -> None:
+    """As docker-proxy does for a container that does not listen; a connect check finds nothing wrong."""
+    posts: list[bytes] = []
+
+    def hang_up() -> None:
+        while True:
+            try:
+                connection, _ = backend.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(PATIENCE_SECONDS)
+                with suppress(OSError):
+                    posts.extend([head] if (head := connection.recv(4)) == b"POST" else [])
+
+    with echo() as port, socket.create_server(("127.0.0.1", 0)) as backend:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        of = settings(tmp_path, binary)
+        with running(of, service("web", backend.getsockname()[1], port)):
+            assert {fetch(front_port(of), host="web").status for _ in range(8)} == {200}
+            answers = [fetch(front_port(of), host="web", method="POST") for _ in range(8)]
+        backend.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    served = sum(answer.status == 200 for answer in answers)
+    assert served + len(posts) == len(answers)
+    assert served and posts
 
 
 # ---- ports ------------------------------------------------------------------------------------------

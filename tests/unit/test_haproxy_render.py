@@ -106,6 +106,17 @@ def test_a_users_template_hides_its_namesake_only(tmp_path: Path) -> None:
     assert "backend service:web" in text
 
 
+@pytest.mark.parametrize(("descriptors", "checked"), [(4, True), (3, False)])
+def test_servers_are_not_checked_when_the_checks_would_take_too_many_files(
+    descriptors: int, checked: bool
+) -> None:
+    of = settings()
+    render = renderer(of, Machine(None, None, descriptors))
+    model = build(catalog(Service("web", instances=two(80))), of)
+    assert render.has_checks(model) is checked
+    assert ("default-server check " in render.render(model)[CONFIG]) is checked
+
+
 def test_binds_are_found_wherever_they_are_written() -> None:
     lines = ("bind *:80", "\tbind [::1]:81,10.0.0.1:82 ssl", " bind /x.sock", " # bind *:9", " bindx *:8")
     text = "\n".join(("frontend a", *lines))

@@ -36,6 +36,9 @@ POLL_SECONDS = 0.2
 SETTLE_SECONDS = 1.0
 """How much later than our write the store must have been heard for its word to be newer than ours."""
 
+RECHECK_SECONDS = 2 * HEARTBEAT_SECONDS
+"""How often what we wrote is looked for in the store until it has been seen there."""
+
 SHARED_JITTER_SECONDS = 1.0
 """Survivors put a shared key back at different times: the first does it for all."""
 
@@ -186,8 +189,6 @@ class Registrator:
         keeping = self._held is not None and self._held.keepalive_due <= now
         if not (stirred or keeping or self._store_error or self._is_check_due(now)):
             return
-        if self._recheck_due is not None and self._recheck_due <= now:
-            self._recheck_due = None
         try:
             if keeping:
                 self._keepalive()
@@ -207,9 +208,9 @@ class Registrator:
             self._store_backoff.reset()
 
     def _is_check_due(self, now: float) -> bool:
-        """Whether a key is to be put back now, or what we wrote last can be verified."""
-        dues = [*self._restore_due.values(), *([self._recheck_due] if self._recheck_due else [])]
-        return any(due <= now for due in dues)
+        """Whether a key is to be put back now, or what we wrote may be verified by now."""
+        recheck = self._recheck_due is not None and self._recheck_due <= now
+        return recheck or any(due <= now for due in self._restore_due.values())
 
     def _is_stale(self, look: _Look, now: float) -> bool:
         """Whether the source's last word is too old to act on, and to keep keys alive on."""
@@ -245,6 +246,8 @@ class Registrator:
         if held is not None:
             self._leave(held, difference)
         self._reconciled_at = time.time()
+        unverified = self._held is not None and self._held.put_at
+        self._recheck_due = self._clock() + RECHECK_SECONDS if unverified else None
 
     def _put(self, puts: dict[str, str]) -> None:
         if self._held is None:
@@ -257,9 +260,7 @@ class Registrator:
         try:
             held.session.put(puts)
         finally:
-            now = self._clock()
-            held.put_at.update(dict.fromkeys(puts, now))
-            self._recheck_due = now + SETTLE_SECONDS + 2 * HEARTBEAT_SECONDS
+            held.put_at.update(dict.fromkeys(puts, self._clock()))
         held.unsure -= puts.keys()
         for key, value in puts.items():
             if split_key(key)[1].startswith(HOSTS) and before.get(key) != value:

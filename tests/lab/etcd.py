@@ -16,6 +16,7 @@ from typing import Self
 import pytest
 
 from tests.lab.need import need
+from tests.lab.wait import until
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -142,6 +143,12 @@ class Etcd:
     def freeze(self) -> None:
         """Let it hang: connections are accepted by the kernel, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal is only on its way: a thread on another core may still answer a request.
+        tasks = Path(f"/proc/{self.pid}/task")
+        until(
+            lambda: all(_state(task) in "TZX" for task in tasks.iterdir()),
+            f"etcd {self.name} stands still",
+        )
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -264,6 +271,14 @@ def _ctl(member: Etcd, version: int, members: Sequence[Etcd], arguments: Sequenc
     )
     assert done.returncode == 0, f"etcdctl {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def _state(task: Path) -> str:
+    """The state letter of a thread (proc(5)): T is stopped."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
 
 
 def _leads(member: Etcd) -> bool:

@@ -49,12 +49,12 @@ def main() -> None:
             ) as agent,
         ):
             waits = [measure(agent, containers, number) for number in range(starts)]
-            reloads = []
+            reloads = agent.reload_seconds()
     print(machine())
     rows = [
         ["docker run, begun → 200", [each[0] for each in waits]],
         ["docker run, returned → 200", [each[1] for each in waits]],
-        ["HAProxy's reload alone", reloads],
+        ["HAProxy's check and reload alone", reloads],
     ]
     print_table(
         f"{starts} starts",

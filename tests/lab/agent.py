@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -167,6 +168,13 @@ class Agent:
         return sum(
             float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{"))
         )
+
+    def reload_seconds(self) -> list[float]:
+        """How long each reload of HAProxy took, its check included, as the agent logged it."""
+        lines = re.findall(
+            r"event=haproxy_reloaded (?!reason=start).* seconds=([0-9.]+)", self.log.read_text()
+        )
+        return [float(seconds) for seconds in lines]
 
     def services(self) -> dict[str, object]:
         """The document of /services."""

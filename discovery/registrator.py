@@ -144,7 +144,9 @@ class Registrator:
         try:
             while not stop.is_set() and workers.failure is None:
                 stirred = self._woken.wait(POLL_SECONDS)
-                self._woken.clear()
+                if stirred:
+                    # Not after a time-out: what came since then would be wiped out unseen.
+                    self._woken.clear()
                 self._turn(stirred)
         finally:
             self._withdraw()

@@ -84,7 +84,8 @@ class AnnounceSource:
     def wait(self, timeout_seconds: float) -> bool:
         """See ``base.Source``."""
         changed = self._changed.wait(min(timeout_seconds, max(0.0, self._confirm_due - time.monotonic())))
-        self._changed.clear()
+        if changed:
+            self._changed.clear()
         return changed or time.monotonic() >= self._confirm_due
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class Session(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these keys; one that is absent is no error."""
+        """Remove these keys of ours; one that is absent, or that another has put since, is left as it is."""
         ...
 
     def keepalive(self) -> None:

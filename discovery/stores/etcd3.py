@@ -133,10 +133,12 @@ class Etcd3Session:
                 raise self._lost() from error
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these keys."""
+        """Remove these keys, in so far as they still hang on the lease."""
         # A deletion does not tell whether the lease lives; the keepalive before it does.
         self.keepalive()
-        for txn in delete_txns(keys):
+        if self._lease is None:
+            return
+        for txn in delete_txns(keys, self._lease):
             self._gateway.call("kv/txn", txn, revision_of)
 
     def keepalive(self) -> None:

@@ -92,9 +92,17 @@ def put_txns(values: Mapping[str, str], lease: str | None = None) -> Iterator[Bo
         yield {"success": operations}
 
 
-def delete_txns(keys: Iterable[str]) -> Iterator[Body]:
-    """Bodies of txns that delete ``keys``."""
-    unique = [{"request_delete_range": {"key": encode(key)}} for key in dict.fromkeys(keys)]
+def _delete(key: str, lease: str | None) -> Body:
+    delete: Body = {"request_delete_range": {"key": key}}
+    if lease is None:
+        return delete
+    owned = {"key": key, "target": "LEASE", "result": "EQUAL", "lease": lease}
+    return {"request_txn": {"compare": [owned], "success": [delete]}}
+
+
+def delete_txns(keys: Iterable[str], lease: str | None = None) -> Iterator[Body]:
+    """Bodies of txns that delete ``keys``; with ``lease`` only those that still hang on it."""
+    unique = [_delete(encode(key), lease) for key in dict.fromkeys(keys)]
     for start in range(0, len(unique), TXN_OPERATIONS):
         yield {"success": unique[start : start + TXN_OPERATIONS]}
 

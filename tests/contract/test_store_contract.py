@@ -393,6 +393,17 @@ def test_a_session_deletes_single_keys(engine: Engine, store: Store, other: Stor
     assert values(other, prefix) == {}
 
 
+def test_a_session_deletes_no_key_that_was_taken_over(store: Store, other: Store, prefix: str) -> None:
+    one, two = store.session(60), other.session(60)
+    one.put({f"{prefix}mine": "1", f"{prefix}shared": "1", f"{prefix}made-static": "1"})
+    two.put({f"{prefix}shared": "1"})
+    other.put({f"{prefix}made-static": "1"})
+    one.delete([f"{prefix}mine", f"{prefix}shared", f"{prefix}made-static"])
+    assert values(other, prefix) == {f"{prefix}shared": "1", f"{prefix}made-static": "1"}
+    one.close()
+    two.close()
+
+
 def test_a_key_removed_by_someone_else_can_be_put_again(
     engine: Engine, store: Store, other: Store, prefix: str
 ) -> None:

@@ -152,7 +152,8 @@ class StubSource:
 
     def wait(self, timeout_seconds: float) -> bool:
         changed = self._changed.wait(timeout_seconds)
-        self._changed.clear()
+        if changed:
+            self._changed.clear()
         return changed
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ Here the docker library's errors become SourceError.
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ from discovery.errors import SourceError
 
 log = structlog.get_logger(__name__)
 
-STANDARD_URL = "unix:///var/run/docker.sock"
-
 _WATCHED = {
     "type": ["container", "network"],
     # Not exec_*, which every health check sends.
@@ -30,11 +28,6 @@ _WATCHED = {
         *("rename", "update", "health_status", "connect", "disconnect"),
     ],
 }
-
-
-def engine_url(setting: str | None, environment: Mapping[str, str]) -> str:
-    """The engine to use: the setting, else DOCKER_HOST, else the standard socket."""
-    return setting or environment.get("DOCKER_HOST") or STANDARD_URL
 
 
 def ping(url: str, timeout_seconds: float = 5.0) -> None:

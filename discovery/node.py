@@ -3,11 +3,11 @@
 import ipaddress
 import re
 import socket
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import structlog
 
 from discovery.errors import ConfigError
@@ -133,61 +133,11 @@ def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network |
         raise ConfigError("node.address", f"{text!r} is no CIDR", _MEND) from None
 
 
-# ---- asking the kernel: rtnetlink(7) ----------------------------------------------------------------
-
-_RTM_GETADDR = 22
-_RTM_NEWADDR = 20
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
-_REQUEST_DUMP = 0x301
-_IFA_ADDRESS = 1
-_IFA_LOCAL = 2
-_HEADER = struct.Struct("=IHHII")
-_IFADDRMSG = struct.Struct("=BBBBI")
-_RTATTR = struct.Struct("=HH")
-
-
 def machine_addresses() -> list[InterfaceAddress]:
-    """Every address of every interface, in the kernel's order. Raises OSError."""
-    names = dict(socket.if_nameindex())
-    found: list[InterfaceAddress] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
-        kernel.settimeout(5)
-        kernel.send(
-            _HEADER.pack(_HEADER.size + _IFADDRMSG.size, _RTM_GETADDR, _REQUEST_DUMP, 1, 0)
-            + _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        )
-        while True:
-            for kind, body in _messages(kernel.recv(65536)):
-                if kind == _NLMSG_DONE:
-                    return found
-                if kind == _NLMSG_ERROR:
-                    raise OSError("rtnetlink refused to list addresses")
-                if kind == _RTM_NEWADDR:
-                    index, address = _read_address(body)
-                    if address is not None and index in names:
-                        found.append(InterfaceAddress(names[index], address))
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(data)
-        yield kind, data[_HEADER.size : length]
-        data = data[_aligned(length) :]
-
-
-def _read_address(body: bytes) -> tuple[int, Address | None]:
-    index: int = _IFADDRMSG.unpack_from(body)[4]
-    attributes: dict[int, bytes] = {}
-    rest = body[_IFADDRMSG.size :]
-    while len(rest) >= _RTATTR.size:
-        length, kind = _RTATTR.unpack_from(rest)
-        attributes[kind] = rest[_RTATTR.size : length]
-        rest = rest[_aligned(length) :]
-    # On a point-to-point link IFA_ADDRESS is the other end's.
-    packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
-    return index, ipaddress.ip_address(packed) if packed else None
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
+    """Every IP address of every interface. Raises OSError."""
+    return [
+        InterfaceAddress(interface, ipaddress.ip_address(each.address.partition("%")[0]))
+        for interface, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if each.family in (socket.AF_INET, socket.AF_INET6)
+    ]

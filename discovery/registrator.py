@@ -13,7 +13,7 @@ run on meanwhile, and the edges' own checks take out those that do not. Then the
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -260,7 +260,8 @@ class Registrator:
         held.values = {**before, **puts}
         held.unsure |= puts.keys()
         try:
-            held.session.put(puts)
+            for part in _hosts_last(puts):
+                held.session.put({key: puts[key] for key in part})
         finally:
             held.put_at.update(dict.fromkeys(puts, self._clock()))
         held.unsure -= puts.keys()
@@ -270,7 +271,8 @@ class Registrator:
 
     def _leave(self, held: _Held, difference: Plan) -> None:
         if difference.deletes:
-            held.session.delete(difference.deletes)
+            for part in reversed(_hosts_last(difference.deletes)):
+                held.session.delete(part)
         gone = {*difference.deletes, *difference.cedes}
         for key in sorted(gone):
             held.put_at.pop(key, None)
@@ -345,3 +347,13 @@ class Registrator:
             else:
                 log.info("withdrawn", keys=len(held.values))
                 return
+
+
+def _hosts_last(keys: Iterable[str]) -> list[list[str]]:
+    """The keys in two parts, without empty ones: an address comes after, and goes before, what is said of it.
+
+    A store without transactions would else show a new tcp service as http for an instant.
+    """
+    hosts = [key for key in keys if split_key(key)[1].startswith(HOSTS)]
+    others = [key for key in keys if not split_key(key)[1].startswith(HOSTS)]
+    return [part for part in (others, hosts) if part]

@@ -1,10 +1,12 @@
 """Follows one prefix of the store and publishes what it makes of it: store → feed.
 
-List once, then follow the changes. While the store is out of reach nothing is published, so that every
+List, then follow the changes; list again every so often, for what no change tells. While the store is out of reach nothing is published, so that every
 reader keeps what it has.
 """
 
 import contextlib
+import math
+import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +25,10 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+RELIST_SECONDS = 300.0
+"""Everything is listed again about this often: a store that was made anew, or restored from a backup, and has
+since grown past the revision seen last cannot be told from the former one by watching it."""
 
 SAVE_SECONDS = 5.0
 MOST_SAVE_SECONDS = 60.0
@@ -90,6 +96,7 @@ class Watcher(Generic[T]):
         self._clock = clock
         self._backoff = Backoff(first_seconds=0.2, most_seconds=5)
         self._unsaved_since: float | None = None
+        self._relist_due = math.inf
         # What was logged last; None before anything was.
         self._reported_connected: bool | None = None
 
@@ -118,9 +125,14 @@ class Watcher(Generic[T]):
 
     def _begin(self, snapshot: Snapshot, after_outage: bool) -> None:
         self.connected = self.read_once = True
-        believed = self._guard.reset(snapshot, after_outage=after_outage, now_seconds=self._clock())
+        now = self._clock()
+        self._relist_due = now + RELIST_SECONDS * random.uniform(0.8, 1.2)
+        # What vanished without a word may be the loss of a store that was made anew, as after an outage.
+        vanished = self._guard.entries.keys() - snapshot.entries.keys()
+        believed = self._guard.reset(snapshot, after_outage=after_outage or bool(vanished), now_seconds=now)
         if self._guard.held:
-            log.warning("removals_held_back", keys=self._guard.held, reason="the store was out of reach")
+            reason = "the store was out of reach" if after_outage else "they vanished without a word"
+            log.warning("removals_held_back", keys=self._guard.held, reason=reason)
         self._unsaved()
         self._feed.publish(self._fold.reset(believed))
 
@@ -138,6 +150,8 @@ class Watcher(Generic[T]):
                     self._feed.publish(self._fold.apply(believed))
                     self._unsaved()
                 self._save_if_due(quiet=not believed.changes)
+                if self._clock() >= self._relist_due:
+                    return
 
     def _report_connected(self) -> None:
         if not self._reported_connected:

@@ -15,7 +15,8 @@ def rows() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for setting in SETTINGS:
         default = "" if setting.key == "state_dir" else shown(setting.field.default)
-        yield f"| `{setting.key}` | `{setting.flag}` | `{setting.environment}` | {default} | {setting.field.description} |"
+        cells = [f"`{setting.key}`", f"`{setting.flag}`", f"`{setting.environment}`", default]
+        yield f"| {' | '.join(cells)} | {setting.field.description} |"
 
 
 def shown(value: object) -> str:

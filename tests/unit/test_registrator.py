@@ -439,10 +439,10 @@ def test_a_put_whose_answer_is_lost_is_not_forgotten(scene: Scene) -> None:
         scene.until_keys(lambda keys: f"{H}n1:web2:80" in keys, "registered")
         store.lose_answers = True
         source.say(web(), web("n1:web2:80", 8002), web("n1:web3:80", 8003))
-        scene.until_keys(lambda keys: f"{H}n1:web3:80" in keys, "it arrived")
+        scene.until_keys(lambda keys: f"{A}n1:web3:80" in keys, "it arrived")
         source.say(web())
         store.lose_answers = False
-        scene.until_keys(lambda keys: {key for key in keys if key.startswith(H)} == {f"{H}{ME}"}, "withdrawn")
+        scene.until_keys(lambda keys: keys == {**HELD, SCHEME: "http"}, "withdrawn")
 
 
 def test_a_failed_put_is_done_again_though_nothing_can_be_seen(scene: Scene) -> None:
@@ -472,3 +472,19 @@ def test_a_store_that_is_gone_does_not_hold_up_the_end(scene: Scene) -> None:
     assert scene.keys()
     scene.clock.ahead += TTL_SECONDS + 1
     assert not scene.keys()
+
+
+def test_what_is_said_of_an_instance_stands_before_its_address_does(scene: Scene) -> None:
+    """Or a store without transactions would show a new tcp service as http for an instant."""
+    source = StubSource(web(scheme="tcp", host_port=9000))
+    came, went = [], []
+    watch = scene.store.watch("/services/", scene.store.snapshot("/services/").revision)
+    with scene.running(source):
+        scene.until_keys(lambda keys: len(keys) == 4, "registered")
+        source.say()
+        scene.until_keys(lambda keys: not keys, "gone")
+    while len(went) < 4:
+        for change in next(watch).changes:
+            (came if change.entry is not None else went).append(change.key)
+    assert came[-1] == f"{H}{ME}"
+    assert went[0] == f"{H}{ME}"

@@ -17,7 +17,7 @@ from discovery.feed import Feed
 from discovery.lastgood import LastGood
 from discovery.stores import open_store
 from discovery.stores.base import Changes, Entry, Session, Snapshot, Store
-from discovery.watcher import MOST_SAVE_SECONDS, SAVE_SECONDS, KeysFold, Watcher
+from discovery.watcher import MOST_SAVE_SECONDS, RELIST_SECONDS, SAVE_SECONDS, KeysFold, Watcher
 from tests.lab.wait import until
 
 PREFIX = "/services/"
@@ -34,6 +34,7 @@ class Failing:
         self.snapshot_error: StoreError | None = None
         self.watch_error: StoreError | None = None
         self.snapshots = 0
+        self.is_deaf = False
 
     def snapshot(self, prefix: str) -> Snapshot:
         self.snapshots += 1
@@ -47,7 +48,7 @@ class Failing:
         for changes in self.store.watch(prefix, revision):
             if self.watch_error:
                 raise self.watch_error
-            yield changes
+            yield Changes(changes.revision) if self.is_deaf else changes
 
     def fail(self, error: StoreError | None) -> None:
         self.snapshot_error = self.watch_error = error
@@ -202,18 +203,45 @@ def test_mass_loss_in_an_outage_is_held_back_for_its_time_only() -> None:
 
 
 def test_lost_history_is_made_up_for_by_a_new_snapshot() -> None:
+    """What is gone by then may have been lost by the store, which was made anew: it is held for its time."""
     site = Site()
     site.store.put({**WEB, "/services/old/scheme": "http"})
     with capture_logs() as logs, site.running():
         site.until_services("web", "old")
-        site.store.watch_error = HistoryLost("compacted")
+        site.store.watch_error = HistoryLost("made anew")
         site.store.delete(["/services/old/scheme"])
         site.store.put({"/services/new/scheme": "http"})
         until(lambda: "watch_history_lost" in events(logs), "the loss is seen")
         site.store.watch_error = None
-        site.until_services("web", "new")
+        site.until_services("web", "old", "new")
         assert site.watcher.connected
+        site.now_seconds = HOLD_SECONDS
+        site.until_services("web", "new")
     assert "store_unreachable" not in events(logs)
+
+
+def test_everything_is_listed_again_every_so_often() -> None:
+    """A watch cannot tell a store that was made anew and has grown past the revision seen last."""
+    site = Site()
+    site.store.put({**WEB, "/services/old/scheme": "http"})
+    with capture_logs() as logs, site.running():
+        site.until_services("web", "old")
+        site.store.is_deaf = True
+        site.store.delete(["/services/old/scheme"])
+        site.store.put({"/services/new/scheme": "http"})
+        site.now_seconds = 2 * RELIST_SECONDS
+        site.until_services("web", "old", "new")
+        site.store.is_deaf = False
+        site.now_seconds += HOLD_SECONDS
+        site.until_services("web", "new")
+        # Nothing was lost this time, so a removal counts at once.
+        lists = site.store.snapshots
+        site.now_seconds += 2 * RELIST_SECONDS
+        site.store.wake()
+        until(lambda: site.store.snapshots > lists, "it is listed again")
+        site.store.delete(["/services/new/scheme"])
+        site.until_services("web")
+    assert events(logs).count("removals_held_back") == 1
 
 
 @pytest.mark.parametrize(

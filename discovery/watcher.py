@@ -1,7 +1,7 @@
 """Follows one prefix of the store and publishes what it makes of it: store → feed.
 
-List, then follow the changes; list again every so often, for what no change tells. While the store is out of reach nothing is published, so that every
-reader keeps what it has.
+List, then follow the changes; list again every so often, for what no change tells. While the store is out
+of reach nothing is published, so that every reader keeps what it has.
 """
 
 import contextlib

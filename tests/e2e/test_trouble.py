@@ -1,12 +1,17 @@
 """What an agent says and does when something it needs is missing, wrong or away."""
 
+import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.lab.agent import Agent, discovery_command, free_port, run
 from tests.lab.etcd import Etcd
+from tests.lab.load import Load
 from tests.lab.need import need
 
 
@@ -73,6 +78,25 @@ def test_a_dns_port_in_use_is_named(tmp_path: Path, kind: int) -> None:
     assert done.returncode == 2
 
 
+@contextmanager
+def announced(store: str, name: str, address: str) -> Iterator[None]:
+    """An instance that is announced meanwhile."""
+    words = ["announce", f"--store={store}", "--ttl=2", name, address]
+    process = subprocess.Popen([*discovery_command(), *words], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def keys(etcd: Etcd, version: int) -> str:
+    """Every key that etcd holds."""
+    if version == 2:
+        return etcd.ctl(2, "ls", "--recursive", "/")
+    return etcd.ctl(3, "get", "--prefix", "--keys-only", "/")
+
+
 def test_a_role_without_its_ground_is_skipped_unless_it_was_named(tmp_path: Path, etcd: Etcd) -> None:
     agent = Agent(tmp_path / "agent", etcd.url(3), "--address=127.0.0.1")
     agent.arguments = [each for each in agent.arguments if not each.startswith("--roles")]
@@ -115,6 +139,25 @@ def test_a_store_out_of_reach_at_the_very_first_start_is_waited_for(
         agent.wait(lambda: agent.get("/x", "web.x") == (200, "hello /x"), "web is served")
     finally:
         agent.__exit__()
+
+
+@pytest.mark.parametrize("version", [3, 2])
+def test_a_store_that_lost_everything_withdraws_nothing_for_one_ttl(
+    tmp_path: Path, etcd: Etcd, version: int, backend: str
+) -> None:
+    with (
+        Agent(tmp_path / "agent", etcd.url(version), "--ttl=30") as agent,
+        announced(etcd.url(version), "web", backend),
+    ):
+        agent.wait(lambda: agent.get("/x", "web.x") == (200, "hello /x"), "web is served")
+        with Load(agent.http_port, "web.x") as load:
+            etcd.kill()
+            shutil.rmtree(etcd.directory / "data")
+            etcd.start()
+            agent.wait(lambda: "event=removals_held_back" in agent.log.read_text(), "the loss is seen")
+            agent.wait(lambda: "/services/web/hosts/" in keys(etcd, version), "the key is put again")
+            agent.wait(lambda: "/edges/" in keys(etcd, version), "and the edge's")
+        assert load.failures == []
 
 
 def test_haproxy_that_dies_is_started_again(tmp_path: Path, etcd: Etcd, backend: str) -> None:

@@ -1,11 +1,18 @@
 """Documentation that states facts of the code is compared with the code."""
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
-from discovery.config import SETTINGS, Settings
+import pytest
+
+from discovery.catalog import Instance, Service
+from discovery.config import SETTINGS, Settings, load
 from discovery.options import OPTIONS
+from discovery.template_files import TemplateFile
+from discovery.templating import Templates
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -42,3 +49,30 @@ def test_every_option_is_in_the_key_contract() -> None:
     page = (DOCS / "keys.md").read_text()
     for option in OPTIONS.values():
         assert f"| `{option.name}` |" in page
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """Page and text of each fenced block of a language."""
+    for page in sorted(DOCS.glob("*.md")):
+        for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL):
+            yield page.name, text
+
+
+@pytest.mark.parametrize(("page", "text"), list(blocks("toml")))
+def test_every_sample_configuration_is_one(tmp_path: Path, page: str, text: str) -> None:
+    file = tmp_path / "discovery.toml"
+    file.write_text(text)
+    load({}, {}, file)
+
+
+@pytest.mark.parametrize(("page", "text"), list(blocks("jinja")))
+def test_every_sample_template_renders(tmp_path: Path, page: str, text: str) -> None:
+    (tmp_path / "sample.j2").write_text(text)
+    web = Service("web", instances=(Instance("0", "10.0.0.5", 80),))
+    assert "10.0.0.5:80" in Templates(tmp_path).render("sample.j2", services=[web])
+
+
+def test_every_setting_of_a_template_file_is_documented() -> None:
+    page = (DOCS / "templates.md").read_text()
+    for field in fields(TemplateFile):
+        assert f"`{field.name}`" in page

@@ -42,7 +42,7 @@ SIGNAL_SECONDS = 0.1
 
 
 def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...] | None) -> None:
-    """Run these roles, or those of the settings, until SIGTERM or SIGINT. Raises what ended it otherwise."""
+    """Run these roles, or those of the settings, until a signal ends it. Raises what ends it otherwise."""
     with stop_on_signals() as stop:
         agent = Agent(configuration, store, wanted, stop)
         try:
@@ -54,14 +54,17 @@ def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set. In the main thread only.
+    """An event that SIGTERM, SIGINT and SIGHUP set. In the main thread only.
+
+    SIGHUP is what a terminal that is closed sends; one that is ignored, as under nohup(1), stays so.
 
     The handler just takes a note, which a thread reads: an Event must not be set in a handler, for that may
     interrupt a wait for the same Event while it holds its lock.
     """
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda given, _frame: received.append(given))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda given, _frame: received.append(given))
     stop = threading.Event()
 
     def watch() -> None:

@@ -1,6 +1,7 @@
 """What an agent says and does when something it needs is missing, wrong or away."""
 
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -158,6 +159,19 @@ def test_a_store_that_lost_everything_withdraws_nothing_for_one_ttl(
             agent.wait(lambda: "/services/web/hosts/" in keys(etcd, version), "the key is put again")
             agent.wait(lambda: "/edges/" in keys(etcd, version), "and the edge's")
         assert load.failures == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_agent_with_all_that_is_its(
+    tmp_path: Path, etcd: Etcd, number: signal.Signals
+) -> None:
+    with Agent(tmp_path / "agent", etcd.url(3)) as agent:
+        agent.wait(lambda: "/edges/" in keys(etcd, 3), "its edge is told of")
+        assert agent.process
+        agent.process.send_signal(number)
+        assert agent.process.wait(30) == 0
+        assert agent.haproxy_pids() == []
+        assert "/edges/" not in keys(etcd, 3)
 
 
 def test_haproxy_that_dies_is_started_again(tmp_path: Path, etcd: Etcd, backend: str) -> None:

@@ -187,9 +187,9 @@ class Agent:
         follower = self._follow(haproxy)
         self._inward.start("haproxy", haproxy.supervise)
         reporter = EdgeReporter(
-            self._store,
+            self._store.session,
             self._node.name,
-            lambda: self._edge(haproxy),
+            lambda: self._edge(haproxy, follower),
             self._settings.registrator.ttl_seconds,
         )
         self._outward.start("edge-reporter", reporter.run)
@@ -234,10 +234,10 @@ class Agent:
 
     # -- what is told of them
 
-    def _edge(self, haproxy: HAProxy) -> dict[str, object] | None:
-        """What `/edges/<node>` says: nothing before HAProxy runs a catalog."""
-        revision = haproxy.status.revision
-        if revision is None:
+    def _edge(self, haproxy: HAProxy, follower: Follower) -> dict[str, object] | None:
+        """What `/edges/<node>` says: nothing while no HAProxy is known to run what a revision asks for."""
+        revision = follower.status.applied_revision
+        if revision is None or not haproxy.status.running:
             return None
         return {"revision": revision, "address": self._node.address, "version": __version__}
 

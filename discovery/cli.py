@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -81,7 +81,7 @@ def _store(configuration: Configuration) -> Iterator[Store]:
         username=settings.store.username,
         password=settings.store.password,
     )
-    with open_store(settings.store_url, options) as store:
+    with closing(open_store(settings.store_url, options)) as store:
         yield store
 
 

@@ -10,8 +10,7 @@ is an answer: no method returns something empty for something unknown.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 HEARTBEAT_SECONDS = 1.0
 """A watch yields at least this often, so that its reader can look at its stop event."""
@@ -121,9 +120,3 @@ class Store(Protocol):
     def close(self) -> None:
         """Free connections and threads. Sessions' keys are left to expire."""
         ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...

@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import structlog
 
@@ -109,14 +107,6 @@ class Etcd2Store:
     def close(self) -> None:
         """See ``base.Store``."""
         self._servers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _put(servers: Servers, key: str, value: str, *, ttl: int | None, exists: bool = False) -> Answer:

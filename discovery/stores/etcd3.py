@@ -11,8 +11,6 @@ API: https://etcd.io/docs/v3.5/dev-guide/api_grpc_gateway/ and rpc.proto of etcd
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Self
 
 from discovery.errors import HistoryLost, SessionLost, StoreUnavailable
 from discovery.stores import StoreOptions
@@ -96,14 +94,6 @@ class Etcd3Store:
     def close(self) -> None:
         """Free connections; watches end."""
         self._gateway.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Etcd3Session:

@@ -12,8 +12,6 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -148,14 +146,6 @@ class FileStore:
                 self._tree.remove(key, identity)
             path.unlink(missing_ok=True)
         log.info("session_expired", path=str(path), keys=len(lease.keys))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _FileSession:

@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 from discovery.errors import ConfigError, SessionLost, StoreUnavailable
@@ -157,14 +155,6 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable(f"{self.url}: the store is closed")
         return self._memory.expire()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _MemorySession:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from discovery.stores import StoreOptions, open_store
@@ -50,7 +50,7 @@ def fill(etcd: Etcd, services: int, port: int) -> None:
         values[f"/services/s{number}/scheme"] = "http"
         for instance in ("a", "b") if number else ("a",):
             values[f"/services/s{number}/hosts/{instance}"] = f"127.0.0.1:{port}"
-    with open_store(etcd.url(3), StoreOptions(timeout_seconds=60)) as store:
+    with closing(open_store(etcd.url(3), StoreOptions(timeout_seconds=60))) as store:
         store.put(values)
 
 

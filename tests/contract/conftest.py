@@ -28,12 +28,12 @@ def prefix(engine: Engine) -> str:
 
 @pytest.fixture
 def store(engine: Engine) -> Iterator[Store]:
-    with engine.open() as store:
+    with contextlib.closing(engine.open()) as store:
         yield store
 
 
 @pytest.fixture
 def other(engine: Engine) -> Iterator[Store]:
     """Another process's view of the same data."""
-    with engine.open() as store:
+    with contextlib.closing(engine.open()) as store:
         yield store

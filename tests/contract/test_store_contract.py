@@ -320,7 +320,7 @@ def test_keepalive_keeps_keys_and_wakes_no_watcher(
 
 
 def test_a_ttl_outlives_the_store_that_wrote_it(engine: Engine, other: Store, prefix: str) -> None:
-    with engine.open() as writer:
+    with contextlib.closing(engine.open()) as writer:
         writer.session(engine.ttl_seconds).put({f"{prefix}a": "1"})
     with Mirror(other, prefix) as mirror:
         assert mirror.values == {f"{prefix}a": "1"}

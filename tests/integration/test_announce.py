@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_a_tcp_check_decides() -> None:
 
 
 def run(tmp_path: Path, *command: str) -> int:
-    with open_store(f"file://{tmp_path}/store") as store:
+    with closing(open_store(f"file://{tmp_path}/store")) as store:
         source = AnnounceSource("web", "127.0.0.1:8000", node="n1")
         return run_announced(command, Registrator(store, source, ttl_seconds=10))
 
@@ -158,11 +159,12 @@ while True:
 
 SIDEKICK = """
 import sys
+from contextlib import closing
 from discovery.announced import run_announced
 from discovery.registrator import Registrator
 from discovery.sources.announce import AnnounceSource
 from discovery.stores import open_store
-with open_store(sys.argv[1]) as store:
+with closing(open_store(sys.argv[1])) as store:
     source = AnnounceSource("web", "127.0.0.1:8000", node="n1")
     sys.exit(run_announced(sys.argv[2:], Registrator(store, source, ttl_seconds=10)))
 """

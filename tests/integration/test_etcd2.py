@@ -6,6 +6,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ WEB = f"{PREFIX}web/hosts/"
 TIMEOUT_SECONDS = 2.0
 
 
-def opened(url: str, timeout_seconds: float = 10.0) -> Store:
-    return open_store(url, StoreOptions(timeout_seconds=timeout_seconds))
+def opened(url: str, timeout_seconds: float = 10.0) -> "closing[Store]":
+    return closing(open_store(url, StoreOptions(timeout_seconds=timeout_seconds)))
 
 
 @pytest.fixture(scope="module", params=["etcd", "etcd 3.5"])
@@ -176,7 +177,7 @@ def test_a_closed_watch_ends_its_poll_at_once(store: Store) -> None:
 
 
 def test_a_watch_of_a_closed_store_ends(server: Etcd) -> None:
-    store = opened(server.url(2))
+    store = open_store(server.url(2), StoreOptions(timeout_seconds=10))
     with Mirror(store, PREFIX) as mirror:
         mirror.step()
         store.close()
@@ -388,7 +389,7 @@ def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     flags += ["--client-cert-auth", f"--trusted-ca-file={made('ca.pem')}"]
     options = StoreOptions(ca_file=made("ca.pem"), cert_file=made("client.pem"), key_file=made("client.key"))
     with Etcd(tmp_path, extra=flags, scheme="https") as etcd:
-        with open_store(f"etcd2://{etcd.endpoint}", options) as store:
+        with closing(open_store(f"etcd2://{etcd.endpoint}", options)) as store:
             with Mirror(store, PREFIX) as mirror:
                 store.put({f"{WEB}0": "1"})
                 mirror.until_values({f"{WEB}0": "1"})

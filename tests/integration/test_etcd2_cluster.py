@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def members(cluster: EtcdCluster) -> Iterator[EtcdCluster]:
         cluster.ctl(2, "rm", "--recursive", "/services")
 
 
-def opened(cluster: EtcdCluster, timeout_seconds: float = 15.0) -> Store:
-    return open_store(cluster.url(2), StoreOptions(timeout_seconds=timeout_seconds))
+def opened(cluster: EtcdCluster, timeout_seconds: float = 15.0) -> "closing[Store]":
+    return closing(open_store(cluster.url(2), StoreOptions(timeout_seconds=timeout_seconds)))
 
 
 def test_calls_sessions_and_watches_survive_the_leader(members: EtcdCluster) -> None:
@@ -119,7 +120,7 @@ def retry(call: object) -> None:
 def test_a_single_dead_endpoint_of_several_is_passed_over(members: EtcdCluster, tmp_path: Path) -> None:
     alive = members.members[1]
     url = f"etcd2://127.0.0.1:1,[::1]:1,{alive.endpoint}"
-    with open_store(url, StoreOptions(timeout_seconds=10)) as store:
+    with closing(open_store(url, StoreOptions(timeout_seconds=10))) as store:
         store.put({KEY: "1"})
         with Mirror(store, PREFIX) as mirror:
             store.put({KEY: "2"})

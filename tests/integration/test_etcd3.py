@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from tests.lab.wait import until
 PREFIX = "/services/"
 
 
-def opened(url: str, timeout_seconds: float = 10.0, **options: Any) -> Store:
-    return open_store(url, StoreOptions(timeout_seconds=timeout_seconds, **options))
+def opened(url: str, timeout_seconds: float = 10.0, **options: Any) -> "closing[Store]":
+    return closing(open_store(url, StoreOptions(timeout_seconds=timeout_seconds, **options)))
 
 
 def told(watch: Iterator[Changes], done: Callable[[dict[str, str | None]], bool], seconds: float = 60) -> Any:

@@ -4,6 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def changed(watch: Iterator[Changes]) -> list[str]:
 
 def test_tls_with_a_client_certificate(tls_server: Etcd, certificates: Certificates) -> None:
     before = watching_threads()
-    with open_store(f"etcd3://{tls_server.endpoint}", tls(certificates)) as store:
+    with closing(open_store(f"etcd3://{tls_server.endpoint}", tls(certificates))) as store:
         watch = store.watch(PREFIX, store.snapshot(PREFIX).revision)
         session = store.session(30)
         session.put({f"{PREFIX}a": "1"})
@@ -108,7 +109,7 @@ def watching_threads() -> set[threading.Thread]:
 
 
 def refusal(store: Store) -> str:
-    with store, pytest.raises(StoreError) as caught:
+    with closing(store), pytest.raises(StoreError) as caught:
         store.snapshot(PREFIX)
     return str(caught.value)
 
@@ -152,7 +153,7 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_tokens_are_renewed_unnoticed(secured: Etcd) -> None:
     # Simple tokens live in the server's memory, so a restart makes every one of them invalid.
     url = f"etcd3://reg:w%40rd%2F1@{secured.endpoint}"
-    with open_store(url, StoreOptions(timeout_seconds=30)) as store:
+    with closing(open_store(url, StoreOptions(timeout_seconds=30))) as store:
         session = store.session(60)
         session.put({f"{PREFIX}a": "1"})
         watch = store.watch(PREFIX, store.snapshot(PREFIX).revision)
@@ -173,14 +174,14 @@ def test_tokens_are_renewed_unnoticed(secured: Etcd) -> None:
 def test_a_wrong_password_is_refused_and_not_told(secured: Etcd) -> None:
     store = open_store(f"etcd3://reg:wrong-secret@{secured.endpoint}")
     assert "secret" not in store.url
-    with store, pytest.raises(StoreRefused, match="invalid user ID or password") as caught:
+    with closing(store), pytest.raises(StoreRefused, match="invalid user ID or password") as caught:
         store.snapshot(PREFIX)
     assert secured.endpoint in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
 def test_no_user_is_told_so(secured: Etcd) -> None:
-    with open_store(secured.url(3)) as store:
+    with closing(open_store(secured.url(3))) as store:
         with pytest.raises(StoreRefused, match="asks for a user and password"):
             store.snapshot(PREFIX)
         with pytest.raises(StoreRefused, match="asks for a user and password"):
@@ -189,7 +190,7 @@ def test_no_user_is_told_so(secured: Etcd) -> None:
 
 def test_what_the_user_may_not_do_is_refused(secured: Etcd) -> None:
     options = StoreOptions(username="reg", password="w@rd/1")
-    with open_store(secured.url(3), options) as store:
+    with closing(open_store(secured.url(3), options)) as store:
         store.put({f"{PREFIX}a": "1"})
         for act in (
             lambda: store.put({"/elsewhere/a": "1"}),
@@ -202,7 +203,7 @@ def test_what_the_user_may_not_do_is_refused(secured: Etcd) -> None:
 
 
 def test_a_password_that_no_one_asks_for_does_no_harm(tmp_path: Path) -> None:
-    with Etcd(tmp_path) as etcd, open_store(f"etcd3://reg:w@{etcd.endpoint}") as store:
+    with Etcd(tmp_path) as etcd, closing(open_store(f"etcd3://reg:w@{etcd.endpoint}")) as store:
         store.put({f"{PREFIX}a": "1"})
         assert store.snapshot(PREFIX).entries
         # Once the server does ask, the store answers.

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(directory: Path) -> Iterator[FileStore]:
-    with FileStore(directory) as store:
+    with closing(FileStore(directory)) as store:
         yield store
 
 
@@ -406,7 +407,7 @@ def test_a_lease_that_is_removed_loses_the_session_not_the_keys(directory: Path,
         with pytest.raises(SessionLost):
             attempt()
     assert values(store) == {WEB: "1"}
-    with FileStore(directory) as again:
+    with closing(FileStore(directory)) as again:
         new = again.session(60)
         new.put({WEB: "1"})
         new.close()
@@ -417,7 +418,7 @@ def test_leases_of_another_boot_have_expired(directory: Path, store: Store) -> N
     store.session(3600).put({WEB: "1"})
     (path,) = (directory / ".sessions").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"boot_id": "another"}))
-    with FileStore(directory) as reader:
+    with closing(FileStore(directory)) as reader:
         assert values(reader) == {}
     assert not (directory / WEB[1:]).exists()
 
@@ -431,7 +432,7 @@ def test_a_lease_that_is_none_ends_nothing(directory: Path, store: Store, conten
     (path,) = (directory / ".sessions").iterdir()
     path.write_text(content)
     os.mkfifo(directory / ".sessions/fifo")
-    with FileStore(directory) as reader:
+    with closing(FileStore(directory)) as reader:
         assert values(reader) == {WEB: "1"}
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ OBEDIENT = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"]
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    with open_store("memory:") as opened:
+    with closing(open_store("memory:")) as opened:
         yield opened
 
 
@@ -297,7 +297,7 @@ def process(engine: DockerEngine, tmp_path: Path) -> Iterator[tuple[Store, "subp
     url = f"file://{tmp_path}/store"
     engine.run("one", ports={80: 18091}, env=NAMED)
     arguments = [sys.executable, "-m", "tests.lab.run_registrator", url, engine.url, "3"]
-    with open_store(url) as store, subprocess.Popen(arguments) as started:
+    with closing(open_store(url)) as store, subprocess.Popen(arguments) as started:
         try:
             until_hosts(store, {"web n1:one:80": "192.0.2.7:18091"})
             yield store, started

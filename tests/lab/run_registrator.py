@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from contextlib import closing
 from types import FrameType
 
 from discovery.registrator import Registrator
@@ -19,7 +20,7 @@ def main(store_url: str, docker_url: str, ttl_seconds: str) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     source = DockerSource(docker_url, Rules("n1", "192.0.2.7"))
-    with open_store(store_url) as store:
+    with closing(open_store(store_url)) as store:
         Registrator(store, source, ttl_seconds=float(ttl_seconds)).run(stop)
 
 

@@ -1,5 +1,6 @@
 """What is the memory and file stores' own: their URLs, a clock that is passed in, the bounded history."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_a_malformed_url_is_a_wrong_setting_with_its_mend(url: str, mend: str) -
 
 
 def test_a_directory_may_be_percent_encoded(tmp_path: Path) -> None:
-    with open_store(f"file://{tmp_path}/a%20b%3F") as store:
+    with closing(open_store(f"file://{tmp_path}/a%20b%3F")) as store:
         store.put({"/a": "1"})
     assert (tmp_path / "a b?" / "a").read_text() == "1\n"
 

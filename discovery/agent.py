@@ -12,7 +12,7 @@ import structlog
 from discovery import __version__, roles
 from discovery.builder import CatalogBuilder
 from discovery.catalog import Catalog, Problem
-from discovery.config import Configuration
+from discovery.config import ROLES, Configuration
 from discovery.dns.server import DnsServer
 from discovery.edges import EdgeReporter
 from discovery.errors import ConfigError, DiscoveryError, SourceError
@@ -50,6 +50,7 @@ def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...
             stop.wait()
         finally:
             agent.stop()
+        log.info("stopped")
 
 
 @contextmanager
@@ -121,7 +122,9 @@ class Agent:
         started = [role for role, build in builders.items() if role in self._roles and self._try(role, build)]
         for template in self._configuration.templates:
             self._start_template(template)
-        if started in ([], ["status"]) and not self._followers:
+        if not self._roles:
+            raise ConfigError("roles", "names no role", f"choose of {', '.join(ROLES)}")
+        if started in ([], ["status"]) and set(self._roles) != {"status"} and not self._followers:
             raise ConfigError(
                 "roles", "no role can run on this node", "the warnings above say what each needs"
             )
@@ -148,7 +151,6 @@ class Agent:
         for failure in (self._outward.failure, self._inward.failure):
             if failure is not None:
                 raise failure
-        log.info("stopped")
 
     def _try(self, role: str, build: Callable[[], None]) -> bool:
         """Start a role; whether it runs. One that nobody asked for by name may lack its ground."""

@@ -106,12 +106,17 @@ def cli(**_flags: object) -> None:
     """
 
 
-def _run_roles(context: click.Context, /, roles: tuple[str, ...] | None) -> None:
+def _run_role(context: click.Context, /, role: str | None) -> None:
+    """Run one role alone, or for None those of the settings."""
     from discovery.agent import run_agent
 
     configuration = _configuration(context)
+    wanted = None if role is None else (role,)
+    # Not by the file, which several processes of one node may share: only one can have the address.
+    if wanted and configuration.origins["status.listen"].startswith(("flag", "environment")):
+        wanted = (*wanted, "status")
     with _store(configuration) as store:
-        run_agent(configuration, store, roles)
+        run_agent(configuration, store, wanted)
 
 
 @cli.command()
@@ -119,7 +124,7 @@ def _run_roles(context: click.Context, /, roles: tuple[str, ...] | None) -> None
 @click.pass_context
 def agent(context: click.Context, /, **_flags: object) -> None:
     """Run every role on this node, in the foreground."""
-    _run_roles(context, None)
+    _run_role(context, None)
 
 
 @cli.command()
@@ -127,7 +132,7 @@ def agent(context: click.Context, /, **_flags: object) -> None:
 @click.pass_context
 def registrator(context: click.Context, /, **_flags: object) -> None:
     """Run the registrator alone: keep this engine's containers registered."""
-    _run_roles(context, ("registrator",))
+    _run_role(context, "registrator")
 
 
 @cli.command()
@@ -135,7 +140,7 @@ def registrator(context: click.Context, /, **_flags: object) -> None:
 @click.pass_context
 def proxy(context: click.Context, /, **_flags: object) -> None:
     """Run the edge alone: HAProxy as the store says."""
-    _run_roles(context, ("proxy",))
+    _run_role(context, "proxy")
 
 
 @cli.command()
@@ -143,7 +148,7 @@ def proxy(context: click.Context, /, **_flags: object) -> None:
 @click.pass_context
 def dns(context: click.Context, /, **_flags: object) -> None:
     """Run the resolver alone: answer the zone, forward the rest."""
-    _run_roles(context, ("dns",))
+    _run_role(context, "dns")
 
 
 @cli.command()

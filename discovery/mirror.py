@@ -1,15 +1,13 @@
 """The services' keys as the store was last seen, kept current by list + watch: for those who write some."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
 
 import structlog
 
-from discovery.errors import HistoryLost, StoreError
-from discovery.retry import Backoff
+from discovery.errors import StoreError
+from discovery.listwatch import Listing, list_and_watch
 from discovery.schema import SERVICES, split_key
 from discovery.stores.base import Changes, Entry, Store
 
@@ -42,42 +40,31 @@ class Mirror:
 
     def run(self, stop: threading.Event) -> None:
         """Follow the store until ``stop``; an outage is waited out, and what was seen stays."""
-        backoff = Backoff(first_seconds=0.2, most_seconds=5)
-        while not stop.is_set():
-            try:
-                revision = self._list()
-                backoff.reset()
-                self._follow(revision, stop)
-            except HistoryLost as error:
-                log.info("watch_history_lost", store=self._store.url, reason=str(error))
-            except StoreError as error:
-                log.debug("watch_ended", store=self._store.url, error=str(error))
-                stop.wait(backoff.next_seconds())
+        list_and_watch(self._store, SERVICES, self, stop, clock=self._clock)
 
-    def _list(self) -> int:
-        began = self._clock()
-        snapshot = self._store.snapshot(SERVICES)
+    # -- a Reader
+
+    def begin(self, listing: Listing) -> None:
+        """See ``listwatch.Reader``."""
         services: dict[str, dict[str, str]] = {}
-        for key, entry in snapshot.entries.items():
+        for key, entry in listing.snapshot.entries.items():
             service, rest = split_key(key)
             if self._is_kept(service, rest):
                 services.setdefault(service, {})[rest] = _value(entry)
         self._services = dict(services)
-        self.heard_at = began
+        self.heard_at = listing.asked_at
         self.ready = True
         self._wake()
-        return snapshot.revision
 
-    def _follow(self, revision: int, stop: threading.Event) -> None:
-        # Every watch is a generator; the protocol promises only what readers need, an iterator.
-        watch = cast("Generator[Changes]", self._store.watch(SERVICES, revision))
-        with contextlib.closing(watch):
-            for changes in watch:
-                if stop.is_set():
-                    return
-                if self._apply(changes):
-                    self._wake()
-                self.heard_at = self._clock()
+    def follow(self, changes: Changes) -> None:
+        """See ``listwatch.Reader``."""
+        if self._apply(changes):
+            self._wake()
+        self.heard_at = self._clock()
+
+    def lose(self, error: StoreError) -> None:
+        """See ``listwatch.Reader``."""
+        log.debug("watch_ended", store=self._store.url, error=str(error))
 
     def _apply(self, changes: Changes) -> bool:
         """Take the changes over; whether any is of interest."""

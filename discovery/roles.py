@@ -36,6 +36,10 @@ def packaged_templates() -> Path:
 def proxy_settings(settings: Settings) -> ProxySettings:
     """What the proxy role is told. Raises ConfigError."""
     proxy = settings.proxy
+    # One that is misspelt would else be found only when what is in it is missed.
+    for setting, directory in (("proxy.templates", proxy.templates), ("proxy.certs", proxy.certs)):
+        if directory is not None and not directory.exists():
+            raise ConfigError(setting, f"there is no directory {directory}", "make it, or name another")
     overrides = () if proxy.templates is None else (proxy.templates.absolute(),)
     return ProxySettings(
         state_dir=settings.private_dir.absolute(),

@@ -4,21 +4,18 @@ List, then follow the changes; list again every so often, for what no change tel
 of reach nothing is published, so that every reader keeps what it has.
 """
 
-import contextlib
-import math
-import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Generic, Protocol, TypeVar, cast
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from discovery.errors import HistoryLost, StoreError
+from discovery.errors import StoreError
 from discovery.feed import Feed
 from discovery.lastgood import LastGood
+from discovery.listwatch import Listing, list_and_watch
 from discovery.outage import OutageGuard
-from discovery.retry import Backoff
 from discovery.stores.base import Changes, Entry, Snapshot, Store
 
 log = structlog.get_logger(__name__)
@@ -94,9 +91,7 @@ class Watcher(Generic[T]):
         self._guard = OutageGuard(hold_seconds)
         self._last_good = last_good
         self._clock = clock
-        self._backoff = Backoff(first_seconds=0.2, most_seconds=5)
         self._unsaved_since: float | None = None
-        self._relist_due = math.inf
         # What was logged last; None before anything was.
         self._reported_connected: bool | None = None
 
@@ -107,58 +102,40 @@ class Watcher(Generic[T]):
 
     def run(self, stop: threading.Event) -> None:
         """Follow the prefix until ``stop``; store errors are waited out."""
-        outage = False
-        while not stop.is_set():
-            try:
-                snapshot = self._store.snapshot(self._prefix)
-                self._begin(snapshot, outage)
-                outage = False
-                self._follow(snapshot.revision, stop)
-            except HistoryLost as error:
-                log.info("watch_history_lost", store=self._store.url, reason=str(error))
-                stop.wait(self._backoff.next_seconds())
-            except StoreError as error:
-                outage = True
-                self._report_outage(error)
-                stop.wait(self._backoff.next_seconds())
+        list_and_watch(
+            self._store, self._prefix, self, stop, relist_seconds=RELIST_SECONDS, clock=self._clock
+        )
         self._save()
 
-    def _begin(self, snapshot: Snapshot, after_outage: bool) -> None:
+    # -- a Reader
+
+    def begin(self, listing: Listing) -> None:
+        """See ``listwatch.Reader``."""
         self.connected = self.read_once = True
-        now = self._clock()
-        self._relist_due = now + RELIST_SECONDS * random.uniform(0.8, 1.2)
         # What vanished without a word may be the loss of a store that was made anew, as after an outage.
-        vanished = self._guard.entries.keys() - snapshot.entries.keys()
-        believed = self._guard.reset(snapshot, after_outage=after_outage or bool(vanished), now_seconds=now)
+        vanished = self._guard.entries.keys() - listing.snapshot.entries.keys()
+        believed = self._guard.reset(
+            listing.snapshot,
+            after_outage=listing.after_outage or bool(vanished),
+            now_seconds=self._clock(),
+        )
         if self._guard.held:
-            reason = "the store was out of reach" if after_outage else "they vanished without a word"
+            reason = "the store was out of reach" if listing.after_outage else "they vanished without a word"
             log.warning("removals_held_back", keys=self._guard.held, reason=reason)
         self._unsaved()
         self._feed.publish(self._fold.reset(believed))
 
-    def _follow(self, revision: int, stop: threading.Event) -> None:
-        # Every watch is a generator; the protocol promises only what readers need, an iterator.
-        watch = cast("Generator[Changes]", self._store.watch(self._prefix, revision))
-        with contextlib.closing(watch):
-            for changes in _until(watch, stop):
-                # Only a watch that tells something is a recovery: one that fails each time is not tried
-                # without pause, nor logged each time, because a snapshot came before it.
-                self._backoff.reset()
-                self._report_connected()
-                believed = self._guard.apply(changes, now_seconds=self._clock())
-                if believed.changes:
-                    self._feed.publish(self._fold.apply(believed))
-                    self._unsaved()
-                self._save_if_due(quiet=not believed.changes)
-                if self._clock() >= self._relist_due:
-                    return
+    def follow(self, changes: Changes) -> None:
+        """See ``listwatch.Reader``."""
+        self._report_connected()
+        believed = self._guard.apply(changes, now_seconds=self._clock())
+        if believed.changes:
+            self._feed.publish(self._fold.apply(believed))
+            self._unsaved()
+        self._save_if_due(quiet=not believed.changes)
 
-    def _report_connected(self) -> None:
-        if not self._reported_connected:
-            log.info("store_connected", store=self._store.url, keys=len(self._guard.entries))
-        self._reported_connected = True
-
-    def _report_outage(self, error: StoreError) -> None:
+    def lose(self, error: StoreError) -> None:
+        """See ``listwatch.Reader``."""
         self.connected = False
         if self._reported_connected is False:
             return
@@ -168,6 +145,13 @@ class Watcher(Generic[T]):
             self._restore(self._last_good.load())
         # There is time now, and this is what a restart before the store returns will need.
         self._save()
+
+    # -- what is told and kept
+
+    def _report_connected(self) -> None:
+        if not self._reported_connected:
+            log.info("store_connected", store=self._store.url, keys=len(self._guard.entries))
+        self._reported_connected = True
 
     def _restore(self, entries: dict[str, Entry]) -> None:
         if entries:
@@ -193,10 +177,3 @@ class Watcher(Generic[T]):
             return
         saved = self._last_good.save(self._guard.entries)
         self._unsaved_since = None if saved else self._clock()
-
-
-def _until(watch: Iterator[Changes], stop: threading.Event) -> Iterator[Changes]:
-    for changes in watch:
-        if stop.is_set():
-            return
-        yield changes

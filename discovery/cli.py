@@ -111,7 +111,7 @@ def _run_role(context: click.Context, /, role: str | None) -> None:
     from discovery.agent import run_agent
 
     configuration = _configuration(context)
-    wanted = None if role is None else (role,)
+    wanted: tuple[str, ...] | None = None if role is None else (role,)
     # Not by the file, which several processes of one node may share: only one can have the address.
     if wanted and configuration.origins["status.listen"].startswith(("flag", "environment")):
         wanted = (*wanted, "status")

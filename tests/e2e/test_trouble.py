@@ -36,6 +36,9 @@ def arguments(tmp_path: Path, *more: str) -> list[str]:
             ["/nowhere/docker.sock", "--docker"],
         ),
         (["--roles=proxy", "--haproxy=/nowhere/haproxy"], ["/nowhere/haproxy", "install", "--haproxy"]),
+        (["--roles=proxy", "--templates=/nowhere"], ["proxy.templates", "/nowhere", "--templates"]),
+        (["--roles=proxy", "--certs=/nowhere"], ["proxy.certs", "/nowhere", "--certs"]),
+        (["--roles="], ["roles", "names no role", "registrator, proxy, dns, status"]),
         (["--roles=proxy,cook"], ["roles", "'registrator', 'proxy', 'dns' or 'status'"]),
         (["--roles=proxy", "--http=here"], ["proxy.http", "'here'", "*:port or ip:port"]),
         (["--roles=status", "--status=127.0.0.1:x"], ["status.listen"]),
@@ -106,6 +109,20 @@ def test_a_role_without_its_ground_is_skipped_unless_it_was_named(tmp_path: Path
     with agent.with_environment(environment):
         assert "role_skipped role=registrator" in agent.log.read_text()
         assert agent.status("/readyz")[0] == 200
+
+
+def test_a_role_alone_has_a_status_when_it_is_given_an_address(tmp_path: Path, etcd: Etcd) -> None:
+    agent = Agent(tmp_path / "agent", etcd.url(3), "--address=127.0.0.1")
+    agent.arguments[1] = "dns"
+    agent.arguments = [each for each in agent.arguments if not each.startswith(("--roles", "--http"))]
+    with agent:
+        assert '"parts":{"dns":true,"store":true}' in agent.status("/readyz")[1]
+
+
+def test_a_status_of_its_own_only_watches(tmp_path: Path, etcd: Etcd) -> None:
+    with Agent(tmp_path / "agent", etcd.url(3), "--address=127.0.0.1", roles="status") as agent:
+        etcd.ctl(3, "put", "/services/web/scheme", "http")
+        agent.wait(lambda: '"name":"web"' in agent.status("/services")[1], "web is known")
 
 
 def test_a_store_out_of_reach_at_start_is_waited_for_on_the_last_good_state(

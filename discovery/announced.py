@@ -10,8 +10,11 @@ from discovery.errors import CommandError
 from discovery.registrator import Registrator
 from discovery.workers import Workers
 
-WITHDRAW_SECONDS = 15.0
-"""How long the command's end waits for the withdrawal at most; the keys then expire by themselves."""
+WITHDRAW_SECONDS = 3.0
+"""How long the command's end waits for the withdrawal at most; the keys then expire by themselves.
+
+Much less than the 10 s after which `docker stop` kills: the command needs its share of them.
+"""
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -14,6 +14,7 @@ from tests.lab.agent import Agent, discovery_command, free_port, run
 from tests.lab.etcd import Etcd
 from tests.lab.load import Load
 from tests.lab.need import need
+from tests.lab.wait import until
 
 
 def arguments(tmp_path: Path, *more: str) -> list[str]:
@@ -189,6 +190,19 @@ def test_a_signal_ends_the_agent_with_all_that_is_its(
         assert agent.process.wait(30) == 0
         assert agent.haproxy_pids() == []
         assert "/edges/" not in keys(etcd, 3)
+
+
+def test_a_frozen_store_does_not_keep_a_signal_from_an_announced_command(etcd: Etcd) -> None:
+    """`docker stop` kills after 10 s: the command must have been told well before."""
+    words = ["announce", f"--store={etcd.url(3)}", "web", "127.0.0.1:8000", "--", "sleep", "100"]
+    with subprocess.Popen([*discovery_command(), *words], stderr=subprocess.DEVNULL) as process:
+        until(lambda: "/services/web/hosts/" in keys(etcd, 3), "announced")
+        etcd.freeze()
+        process.terminate()
+        try:
+            assert process.wait(10) == 128 + signal.SIGTERM
+        finally:
+            etcd.thaw()
 
 
 def test_haproxy_that_dies_is_started_again(tmp_path: Path, etcd: Etcd, backend: str) -> None:

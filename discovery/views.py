@@ -1,10 +1,10 @@
 """What is known, as people and machines read it: JSON documents, tables, differences. Pure."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import unified_diff
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from discovery.catalog import Catalog, Instance, Problem, Service
@@ -60,18 +60,23 @@ def only(catalog: Catalog, name: str | None) -> Catalog:
 
 def services_tables(catalog: Catalog) -> Iterator[Table]:
     """A table of the services and, if there are any, one of the problems."""
-    table = Table("service", "scheme", "host port", "instances", box=None)
+    rows = []
     for name in sorted(catalog.services):
         service = catalog.services[name]
         addresses = "\n".join(_address(instance) for instance in service.instances) or "none"
-        table.add_row(name, service.scheme, str(service.host_port or ""), addresses)
-    yield table
+        rows.append((name, service.scheme, str(service.host_port or ""), addresses))
+    yield _table(("service", "scheme", "host port", "instances"), rows)
     if catalog.problems:
-        problems = Table("not as written", "why", "consequence", box=None)
-        for problem in catalog.problems:
-            # Text, for what comes from the store must not be read as markup.
-            problems.add_row(Text(problem.subject), Text(problem.reason), problem.consequence)
-        yield problems
+        problems = ((each.subject, each.reason, each.consequence) for each in catalog.problems)
+        yield _table(("not as written", "why", "consequence"), problems)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Cells as they are: nothing in them is markup, such as [fd00::5]:80, and nothing is cut off."""
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=None)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _address(instance: Instance) -> str:
@@ -106,10 +111,7 @@ def _without_password(text: str) -> str:
 
 def configuration_table(configuration: Configuration) -> Table:
     """Every setting for people."""
-    table = Table("setting", "value", "from", box=None)
-    for key, value, origin in configuration_rows(configuration):
-        table.add_row(key, Text(value), Text(origin))
-    return table
+    return _table(("setting", "value", "from"), configuration_rows(configuration))
 
 
 def configuration_json(configuration: Configuration) -> str:

@@ -82,6 +82,20 @@ def test_what_is_quarantined_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert "10.0.0.5:80" in said
 
 
+def test_nothing_from_the_store_is_markup_or_cut_off(tmp_path: Path) -> None:
+    long = "a" * 63
+    on(tmp_path, "set", long, "hosts/0", "[fd00::5]:80")
+    attributes = tmp_path / "services" / long / "attributes"
+    attributes.mkdir()
+    (attributes / "0").write_text('{"node": "[/red]\\u001b[2J"}')
+    done = on(tmp_path, "services")
+    assert done.returncode == 0, done.stderr
+    assert "[fd00::5]:80" in done.stdout
+    assert "[/red]" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "…" not in done.stdout
+
+
 def test_render_prints_what_haproxy_accepts_and_how_it_differs(tmp_path: Path) -> None:
     need("haproxy")
     on(tmp_path, "set", "web", "hosts/0", "10.0.0.5:80")

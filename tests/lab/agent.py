@@ -69,7 +69,8 @@ class Agent:
         """Start the process; wait until it says it is ready, unless told otherwise."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.arguments,
+                # Whatever runs the tests may ignore hang-ups, as nohup does, and so would the agent.
+                ["env", "--default-signal=HUP", *self.arguments],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

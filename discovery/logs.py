@@ -12,8 +12,9 @@ def configure(level: Literal["debug", "info", "warning", "error"], format_: Lite
     """Set up logging for the whole process; call once, before threads start."""
     # Libraries' own logs are dropped: what matters of theirs is raised, and logged by us once.
     logging.getLogger().addHandler(logging.NullHandler())
-    # watchdog finds a directory twice when it is made and entered at once, which is as well.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="watchdog")
+    # watchdog adds a new directory twice when it comes with another below it, which does no harm, and then
+    # warns with the names of all directories.
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, "watchdog")
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if format_ == "json"

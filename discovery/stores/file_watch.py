@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
 import structlog
@@ -41,10 +40,6 @@ come: the kernel's queue or its watches ran out, or the file system is written f
 
 UNWATCHED_RESCAN_SECONDS = 1.0
 """Instead, while there are no events at all."""
-
-# watchdog adds a new directory twice when it comes with another below it, which does no harm, and then warns
-# with the names of all directories.
-warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, "watchdog")
 
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,

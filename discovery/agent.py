@@ -112,12 +112,15 @@ class Agent:
     # -- life
 
     def start(self) -> None:
-        """Start every role; the status first, so that waiting for the store can be seen."""
+        """Start every role; the status first, so that waiting for the store can be seen.
+
+        The proxy last: a role that cannot run must not take down the HAProxy that a former agent left.
+        """
         builders = {
             "status": self._start_status,
-            "proxy": self._start_proxy,
+            "registrator": self._make_registrator,
             "dns": self._start_dns,
-            "registrator": self._start_registrator,
+            "proxy": self._start_proxy,
         }
         started = [role for role, build in builders.items() if role in self._roles and self._try(role, build)]
         for template in self._configuration.templates:
@@ -128,6 +131,8 @@ class Agent:
             raise ConfigError(
                 "roles", "no role can run on this node", "the warnings above say what each needs"
             )
+        if self._registrator is not None:
+            self._outward.start("registrator", self._registrator.run)
         self._start_watcher()
         log.info(
             "started",
@@ -139,18 +144,21 @@ class Agent:
         )
 
     def stop(self) -> None:
-        """Withdraw this node's keys, then end what serves. Raises what made a thread fail."""
+        """Withdraw this node's keys, then end what serves. Raises what made a thread fail.
+
+        HAProxy is then left to the next agent: our bug must not become the edge's outage.
+        """
         self._outward.stop(STOP_SECONDS)
         for watch in self._watches:
             watch.stop()
         self._inward.stop(STOP_SECONDS)
         if self._dns is not None:
             self._dns.close()
+        failure = self._outward.failure or self._inward.failure
         if self._haproxy is not None:
-            self._haproxy.stop()
-        for failure in (self._outward.failure, self._inward.failure):
-            if failure is not None:
-                raise failure
+            self._haproxy.stop(leave_running=failure is not None)
+        if failure is not None:
+            raise failure
 
     def _try(self, role: str, build: Callable[[], None]) -> bool:
         """Start a role; whether it runs. One that nobody asked for by name may lack its ground."""
@@ -203,9 +211,9 @@ class Agent:
         self._follow(dns, quiet_seconds=0.0)
         self._inward.start("dns", dns.run)
 
-    def _start_registrator(self) -> None:
+    def _make_registrator(self) -> None:
+        # Started when every role is: what is registered must not be withdrawn because another cannot run.
         self._registrator = roles.registrator(self._settings, self._store, self._node)
-        self._outward.start("registrator", self._registrator.run)
 
     def _start_template(self, template: TemplateFile) -> None:
         keys: Feed[dict[str, str]] = Feed()

@@ -65,13 +65,24 @@ def _reserved_ports(settings: Settings) -> dict[int, str]:
 
 
 def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
-    """The registrator of this node's containers. Raises SourceError when no engine answers."""
+    """The registrator of this node's containers. Raises SourceError when there is no engine.
+
+    One whose socket is there is waited for, as it may be starting itself: it is not the end of this node's
+    edge, nor are its containers to be forgotten because the agent was quicker.
+    """
     url = docker_url(settings)
-    ping(url)
+    if not _has_socket(url):
+        ping(url)
     docker = settings.docker
     rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
     source = DockerSource(url, rules, relist_seconds=settings.registrator.relist_seconds)
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+
+
+def _has_socket(url: str) -> bool:
+    """Whether ``url`` is of a socket on this machine that we may use; somebody may yet listen on it."""
+    path = Path(url.removeprefix("unix://"))
+    return url.startswith("unix://") and path.is_socket() and os.access(path, os.R_OK | os.W_OK)
 
 
 def announcer(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.agent import Agent, discovery_command, free_port, run
+from tests.lab.dockerd import DockerEngine
 from tests.lab.etcd import Etcd
 from tests.lab.load import Load
 from tests.lab.need import need
@@ -110,6 +111,40 @@ def test_a_role_without_its_ground_is_skipped_unless_it_was_named(tmp_path: Path
     with agent.with_environment(environment):
         assert "role_skipped role=registrator" in agent.log.read_text()
         assert agent.status("/readyz")[0] == 200
+
+
+def test_an_agent_that_cannot_start_leaves_the_edge_alone(tmp_path: Path, etcd: Etcd, backend: str) -> None:
+    etcd.ctl(3, "put", "/services/web/hosts/0", backend)
+    with Agent(tmp_path / "agent", etcd.url(3), "--address=127.0.0.1") as agent:
+        agent.wait(lambda: agent.get("/x", "web.x") == (200, "hello /x"), "web is served")
+        agent.kill()
+        agent.arguments += ["--roles=registrator,dns,proxy", "--docker=unix:///nowhere/docker.sock"]
+        agent.start(ready=False)
+        assert agent.process
+        assert agent.process.wait(30) == 1
+        assert agent.get("/x", "web.x") == (200, "hello /x")
+
+
+def test_an_engine_that_does_not_answer_is_waited_for(
+    tmp_path: Path, etcd: Etcd, engine: DockerEngine, backend: str
+) -> None:
+    etcd.ctl(3, "put", "/services/web/hosts/0", backend)
+    agent = Agent(
+        tmp_path / "agent",
+        etcd.url(3),
+        "--address=127.0.0.1",
+        f"--docker={engine.url}",
+        roles="registrator,proxy,status",
+    )
+    engine.freeze()
+    try:
+        with agent:
+            agent.wait(lambda: agent.get("/x", "web.x") == (200, "hello /x"), "the edge serves all the same")
+            agent.wait(lambda: "event=source_unreachable" in agent.log.read_text(), "it says what is missing")
+            engine.thaw()
+            agent.wait(lambda: "event=source_recovered" in agent.log.read_text(), "it goes on by itself")
+    finally:
+        engine.thaw()
 
 
 def test_a_role_alone_has_a_status_when_it_is_given_an_address(tmp_path: Path, etcd: Etcd) -> None:

@@ -105,9 +105,7 @@ class Agent:
             raise
 
     def __exit__(self, *_: object) -> None:
-        if self.process is None:
-            return
-        if self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             try:
                 self.stop()
             except subprocess.TimeoutExpired:

@@ -33,6 +33,7 @@ class Mirror:
         self._wake = wake
         self._clock = clock
         self._services: dict[str, Mapping[str, str]] = {}
+        self._lost = False
 
     def seen(self, service: str) -> Mapping[str, str]:
         """The keys of one service by what follows ``/services/<name>/``; it never changes afterwards."""
@@ -54,6 +55,9 @@ class Mirror:
         self._services = dict(services)
         self.heard_at = listing.asked_at
         self.ready = True
+        if self._lost:
+            log.info("store_read_again", store=self._store.url)
+        self._lost = False
         self._wake()
 
     def follow(self, changes: Changes) -> None:
@@ -64,7 +68,9 @@ class Mirror:
 
     def lose(self, error: StoreError) -> None:
         """See ``listwatch.Reader``."""
-        log.debug("watch_ended", store=self._store.url, error=str(error))
+        if not self._lost:
+            log.warning("registering_waits_for_the_store", store=self._store.url, error=str(error))
+        self._lost = True
 
     def _apply(self, changes: Changes) -> bool:
         """Take the changes over; whether any is of interest."""

@@ -150,6 +150,8 @@ class Registrator:
                 self._turn(stirred)
         finally:
             self._withdraw()
+            # First, for a source that is closed under a look makes that fail.
+            workers.ask_to_stop()
             self._source.close()
             workers.stop(timeout_seconds=5)
         if workers.failure is not None:

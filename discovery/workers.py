@@ -27,9 +27,13 @@ class Workers:
         self._threads[name] = thread
         thread.start()
 
+    def ask_to_stop(self) -> None:
+        """Set the group's stop event, and return at once."""
+        self._stop.set()
+
     def stop(self, timeout_seconds: float) -> None:
         """Ask all threads to end and wait for them; one that does not in time is logged and left."""
-        self._stop.set()
+        self.ask_to_stop()
         for name, thread in self._threads.items():
             thread.join(timeout_seconds)
             if thread.is_alive():

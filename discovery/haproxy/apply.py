@@ -288,7 +288,8 @@ class HAProxy:
         with self._lock:
             if not self._should_run or self._process.pid is not None:
                 return
-            log.error("haproxy_ended", log=str(self._settings.log_file))
+            if self._trouble is None:
+                log.error("haproxy_ended", log=str(self._settings.log_file))
             try:
                 try:
                     self._start_last_good("ended")
@@ -304,7 +305,11 @@ class HAProxy:
         began = time.monotonic()
         if not self._generations.roll_back():
             raise ApplyError("there is no good configuration to start HAProxy with")
-        self._save_state(NO_STATE)
+        try:
+            self._save_state(NO_STATE)
+        except ApplyError as error:
+            # A full disk must not keep the edge down; HAProxy starts with what state there is, or none.
+            log.warning("haproxy_server_state_lost", error=str(error))
         self._process.start()
         texts = self._generations.good()
         catalog = self._running.catalog if texts == self._running.files else None

@@ -18,6 +18,7 @@ from discovery.errors import CommandError, ConfigError
 from discovery.registrator import Registrator
 from discovery.sources.announce import AnnounceSource, Health
 from discovery.stores import open_store
+from tests.lab.agent import discovery_command
 from tests.lab.wait import until
 
 ID = "n1:127.0.0.1:8000"
@@ -189,3 +190,14 @@ def test_withdrawn_before_the_command_is_stopped(tmp_path: Path) -> None:
             if sidekick.poll() is None:
                 os.killpg(sidekick.pid, signal.SIGKILL)
     assert log.read_text() == "SIGHUP announced\nSIGTERM withdrawn\n"
+
+
+def test_a_store_out_of_reach_at_the_start_is_said(tmp_path: Path) -> None:
+    arguments = [*discovery_command(), "announce", "--store=etcd3://127.0.0.1:1", "web", "127.0.0.1:8000"]
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen(arguments, stderr=file) as sidekick:
+        until(lambda: "registering_waits_for_the_store" in log.read_text(), "it says what it waits for")
+        sidekick.terminate()
+        assert sidekick.wait(20) == 0
+    assert log.read_text().count("registering_waits_for_the_store") == 1
+    assert "level=error" not in log.read_text()

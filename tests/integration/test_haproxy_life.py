@@ -391,6 +391,18 @@ def test_killed_while_another_program_takes_a_port(tmp_path: Path) -> None:
             proxy.stop()
 
 
+def test_killed_while_nothing_can_be_written(tmp_path: Path) -> None:
+    """As on a full disk: it is started without the servers' state."""
+    with echo() as port:
+        of = settings(tmp_path, haproxy_binary("2.6"))
+        with running(of, service("web", port)) as proxy:
+            of.server_state.unlink(missing_ok=True)
+            of.server_state.mkdir()
+            os.kill(proxy.status.pid or 0, signal.SIGKILL)
+            until(lambda: proxy.status.reloads.get("ended"), "HAProxy started again")
+            assert fetch(front_port(of), host="web").status == 200
+
+
 AGENT = """
 import json, pathlib, sys
 from tests.lab.haproxy import *

@@ -78,8 +78,12 @@ class Agent:
                 start_new_session=True,
             )
         if ready:
-            self.wait(lambda: self.status("/readyz")[0] == 200, "is ready")
+            self.wait(lambda: self.status("/readyz")[0] == 200 or self._has_ended(), "is ready")
+            assert not self._has_ended(), self.log.read_text()[-4000:]
         return self
+
+    def _has_ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = READY_SECONDS) -> None:
         """Wait for a condition; its failure shows the agent's log."""

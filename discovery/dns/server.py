@@ -8,7 +8,6 @@ A new Catalog comes from another thread as one immutable Zone with an empty cach
 
 import contextlib
 import errno
-import selectors
 import socket
 import threading
 import time
@@ -19,9 +18,10 @@ from pathlib import Path
 import structlog
 
 from discovery.catalog import Catalog, Problem
-from discovery.dns import wire
+from discovery.dns import batch, wire
 from discovery.dns.access import Access, own_interfaces, own_networks
 from discovery.dns.forward import Forwarder
+from discovery.dns.loop import Loop
 from discovery.dns.records import Zone
 from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
 from discovery.dns.respond import Reply, Send, refuse, respond
@@ -32,6 +32,7 @@ from discovery.dns.udp import (
     CACHED_ANSWERS,
     CACHED_BYTES,
     RECEIVE_BUFFER_BYTES,
+    BatchUdpEndpoint,
     Cache,
     UdpEndpoint,
     WildcardUdpEndpoint,
@@ -74,12 +75,12 @@ class DnsServer:
         self._clock = clock
         self._table = _Table(Zone(settings, None))
         self._access = Access(settings.networks, clock=clock, read=read_networks)
-        self._selector = selectors.DefaultSelector()
+        self._loop = Loop()
         listed = ResolvConf(resolv_conf, self._is_own).read
         fixed = settings.upstreams
         read = listed if fixed is None else lambda: fixed
-        self._upstreams = Upstreams(read, zone=settings.zone, clock=clock)
-        self._forwarder = Forwarder(self._selector, self._upstreams, clock=clock)
+        self._upstreams = Upstreams(read, zones=settings.zones, clock=clock)
+        self._forwarder = Forwarder(self._loop.selector, self._upstreams, clock=clock)
         self._sockets = contextlib.ExitStack()
         self._tcp: list[TcpEndpoint] = []
 
@@ -95,14 +96,16 @@ class DnsServer:
                     )
             self._sockets = sockets.pop_all()
         for (udp, tcp), (host, _) in zip(bound, self.addresses, strict=True):
-            kind = WildcardUdpEndpoint if host in _WILDCARDS else UdpEndpoint
+            kind = _endpoint_kind(host)
             handle = partial(self._handle, False)
-            kind(udp, self._access.known, self.stats, self._cache, handle).register(self._selector)
+            kind(udp, self._access.known, self.stats, self._cache, handle).register(self._loop)
             handle = partial(self._handle, True)
-            self._tcp.append(TcpEndpoint(tcp, self._selector, handle, self._access.allows, clock=self._clock))
+            self._tcp.append(
+                TcpEndpoint(tcp, self._loop.selector, handle, self._access.allows, clock=self._clock)
+            )
         self._upstreams.refresh()
         shown = [f"{host}#{port}" for host, port in self.addresses]
-        log.info("dns_started", listen=shown, zone=self._settings.zone, answer=self._settings.answer)
+        log.info("dns_started", listen=shown, zones=self._settings.zones, answer=self._settings.answer)
 
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Answer by this catalog from the next query on. From any one thread."""
@@ -117,10 +120,7 @@ class DnsServer:
         while not stop.is_set():
             due = min(self._forwarder.next_due or housekeeping_at, housekeeping_at)
             wait_seconds = min(max(due - self._clock(), 0), _STOP_SECONDS)
-            for key, events in self._selector.select(wait_seconds):
-                # An event of this round may be of a socket that an earlier one has closed.
-                if self._selector.get_map().get(key.fd) is key:
-                    key.data(events)
+            self._loop.run_once(wait_seconds)
             self._forwarder.expire()
             if self._clock() >= housekeeping_at:
                 housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
@@ -134,7 +134,7 @@ class DnsServer:
         for endpoint in self._tcp:
             endpoint.close()
         self._sockets.close()
-        self._selector.close()
+        self._loop.close()
 
     # -- one message
 
@@ -197,6 +197,12 @@ class _Table:
             # Random case and cookies make keys without end.
             self.cache.clear()
         self.cache[data[2:]] = answer[2:], count
+
+
+def _endpoint_kind(host: str) -> type[UdpEndpoint]:
+    if host in _WILDCARDS:
+        return WildcardUdpEndpoint
+    return BatchUdpEndpoint if batch.is_available() else UdpEndpoint
 
 
 def _bind_both(host: str, port: int, sockets: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:

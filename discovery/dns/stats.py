@@ -1,7 +1,7 @@
 """Counts of what the DNS role answered."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from dnslib import QTYPE, RCODE
 
@@ -23,12 +23,49 @@ class Outcome(NamedTuple):
     origin: Origin
 
 
+LATENCY_SECONDS = tuple(2**exponent / 1e6 for exponent in range(4, 22))
+"""Upper bounds of the histogram's classes, 16 µs to 2.1 s; one more class has no bound."""
+_CLASSES = len(LATENCY_SECONDS) + 1
+_LEAST_BITS = 4
+
+_K = TypeVar("_K")
+_N = TypeVar("_N", int, float)
+
+
+class Counts(NamedTuple):
+    """Everything counted so far, as plain values: what a process tells of itself."""
+
+    outcomes: Mapping[Outcome, int] = {}
+    latency: Mapping[Origin, tuple[int, ...]] = {}
+    """Answers by how long they took, class by class (LATENCY_SECONDS)."""
+    latency_seconds: Mapping[Origin, float] = {}
+    """The sum of all these times."""
+    dropped: int = 0
+    unsent: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Both together."""
+        latency = {**self.latency}
+        for origin, classes in other.latency.items():
+            mine = latency.get(origin, (0,) * _CLASSES)
+            latency[origin] = tuple(map(sum, zip(mine, classes, strict=True)))
+        return Counts(
+            _sum(self.outcomes, other.outcomes),
+            latency,
+            _sum(self.latency_seconds, other.latency_seconds),
+            self.dropped + other.dropped,
+            self.unsent + other.unsent,
+        )
+
+
 class Stats:
     """Written by the one thread that serves, read by any."""
 
     def __init__(self) -> None:
         self._cells: dict[Outcome, Cell] = {}
         self._found: dict[tuple[int, int, Origin], Cell] = {}
+        self._latency: dict[Origin, Cell] = {}
+        self._latency_seconds: dict[Origin, float] = {}
         self.dropped = 0
         """Messages met with silence: responses, and less than a header."""
         self.unsent = 0
@@ -43,9 +80,32 @@ class Stats:
                 self._found[qtype, rcode, origin] = cell
         return cell
 
+    def took(self, origin: Origin, seconds: float, answers: int = 1) -> None:
+        """So many answers took so long, from when they were taken up."""
+        classes = self._latency.get(origin)
+        if classes is None:
+            classes = self._latency.setdefault(origin, [0] * _CLASSES)
+            self._latency_seconds[origin] = 0.0
+        # One shift for the least bound, then one class for each doubling.
+        found = (int(seconds * 1e6) >> _LEAST_BITS).bit_length()
+        classes[found if found < _CLASSES else _CLASSES - 1] += answers
+        self._latency_seconds[origin] += seconds * answers
+
+    def counts(self) -> Counts:
+        """Everything so far, as values that no longer change."""
+        latency = {origin: tuple(classes) for origin, classes in list(self._latency.items())}
+        return Counts(self.snapshot(), latency, dict(self._latency_seconds), self.dropped, self.unsent)
+
     def snapshot(self) -> Mapping[Outcome, int]:
         """Every count so far."""
         return {outcome: cell[0] for outcome, cell in list(self._cells.items())}
+
+
+def _sum(one: Mapping[_K, _N], other: Mapping[_K, _N]) -> dict[_K, _N]:
+    total = dict(one)
+    for key, value in other.items():
+        total[key] = total[key] + value if key in total else value
+    return total
 
 
 def _qtype(qtype: int) -> str:

@@ -1,12 +1,16 @@
-import selectors
 import socket
+from contextlib import closing
 
+import pytest
+
+from discovery.dns.loop import Loop
 from discovery.dns.respond import Send
 from discovery.dns.stats import Stats
-from discovery.dns.udp import Cache, UdpEndpoint
+from discovery.dns.udp import BatchUdpEndpoint, Cache, UdpEndpoint
 
 
-def test_a_cache_dropped_while_messages_wait_answers_none_of_them() -> None:
+@pytest.mark.parametrize("kind", [UdpEndpoint, BatchUdpEndpoint])
+def test_a_cache_dropped_while_messages_wait_answers_none_of_them(kind: type[UdpEndpoint]) -> None:
     """A query sent after ``apply`` has returned may wait beside one that is just being answered."""
     caches: list[Cache] = [{}]
     handled: list[bytes] = []
@@ -21,15 +25,14 @@ def test_a_cache_dropped_while_messages_wait_answers_none_of_them() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
-        selectors.DefaultSelector() as selector,
+        closing(Loop()) as loop,
     ):
         udp.bind(("127.0.0.1", 0))
         udp.setblocking(False)
         client.settimeout(10)
-        UdpEndpoint(udp, {"127.0.0.1"}, Stats(), lambda: caches[-1], handle).register(selector)
+        kind(udp, {"127.0.0.1"}, Stats(), lambda: caches[-1], handle).register(loop)
         for id_ in (b"01", b"02"):
             client.sendto(id_ + b"question", udp.getsockname())
-        ((key, events),) = selector.select(10)
-        key.data(events)
+        loop.run_once(10)
         assert [client.recv(100), client.recv(100)] == [b"01fresh", b"02fresh"]
     assert handled == [b"01question", b"02question"]

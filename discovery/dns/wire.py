@@ -16,8 +16,8 @@ EDNS_BYTES = 1232
 """What we announce and the most we send over UDP: it crosses any path unfragmented (DNS flag day 2020)."""
 STREAM_BYTES = 65535
 
-A, NS, SOA, HINFO, AAAA, SRV, OPT = 1, 2, 6, 13, 28, 33, 41
-TKEY, TSIG, IXFR, AXFR, ANY = 249, 250, 251, 252, 255
+A, NS, CNAME, SOA, PTR, HINFO, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 13, 16, 28, 33, 41
+SIG, TKEY, TSIG, IXFR, AXFR, ANY = 24, 249, 250, 251, 252, 255
 IN = 1
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
@@ -32,6 +32,7 @@ _HEADER = Struct(">HHHHHH")
 _COUNTS = Struct(">HHHHH")
 _TYPE_CLASS = Struct(">HH")
 _RECORD = Struct(">HHIH")
+_SOA_TIMES_BYTES = 20
 
 
 class BadMessage(DiscoveryError):
@@ -99,7 +100,9 @@ def parse_query(data: bytes) -> Query:
     qtype, qclass = _TYPE_CLASS.unpack_from(data, offset)
     edns = None
     if answers or authorities or additionals:
-        edns = _read_edns(data, end, answers + authorities, additionals)
+        if answers or (authorities and qtype != IXFR):
+            raise BadMessage(FORMERR)
+        edns = _read_edns(data, end, authorities, additionals)
     return Query(data[:2], flags, data[HEADER_BYTES:end], labels, qtype, qclass, edns)
 
 
@@ -134,10 +137,13 @@ def read_name(data: bytes, offset: int, *, compressed: bool) -> tuple[tuple[byte
     return tuple(labels), end or offset + 1
 
 
-def _read_edns(data: bytes, offset: int, others: int, additionals: int) -> Edns | None:
-    """Walk the records after the question; the OPT record among the additional ones, if there is one."""
+def _read_edns(data: bytes, offset: int, authorities: int, additionals: int) -> Edns | None:
+    """Walk the records after the question; the OPT record among the additional ones, if there is one.
+
+    A query has no others than OPT, a signature and, for IXFR, the SOA that the client holds (RFC 1995, 3).
+    """
     edns = None
-    for index in range(others + additionals):
+    for index in range(authorities + additionals):
         owner, after = read_name(data, offset, compressed=True)
         body = after + _RECORD.size
         if body > len(data):
@@ -146,11 +152,22 @@ def _read_edns(data: bytes, offset: int, others: int, additionals: int) -> Edns 
         offset = body + length
         if offset > len(data):
             raise BadMessage(FORMERR)
-        if rtype == OPT:
-            if edns is not None or owner or index < others or not _options_fit(data, body, offset):
+        if index < authorities:
+            if rtype != SOA or not _soa_fits(data, body, offset):
+                raise BadMessage(FORMERR)
+        elif rtype == OPT:
+            if edns is not None or owner or not _options_fit(data, body, offset):
                 raise BadMessage(FORMERR)
             edns = Edns(size, ttl >> 16 & 0xFF, bool(ttl & 0x8000))
+        elif rtype not in (SIG, TSIG) or not length:
+            raise BadMessage(FORMERR)
     return edns
+
+
+def _soa_fits(data: bytes, offset: int, end: int) -> bool:
+    for _ in range(2):
+        _, offset = read_name(data, offset, compressed=True)
+    return offset + _SOA_TIMES_BYTES == end
 
 
 def _options_fit(data: bytes, offset: int, end: int) -> bool:

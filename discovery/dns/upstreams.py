@@ -17,6 +17,7 @@ DISTRUST_SECONDS = 10.0
 REPROBE_SECONDS = 30.0
 """How often an upstream that led back to us is probed again."""
 
+_RESERVED = ("test", "invalid", "example")
 _HEADER = Struct(">HHHHHH")
 
 
@@ -41,12 +42,13 @@ class Upstreams:
     """
 
     def __init__(
-        self, read: Callable[[], tuple[Address, ...]], *, zone: str, clock: Callable[[], float]
+        self, read: Callable[[], tuple[Address, ...]], *, zones: tuple[str, ...], clock: Callable[[], float]
     ) -> None:
         self._read = read
         self._clock = clock
-        # Reserved names (RFC 2606) that are resolved by nobody; the zone would be answered here.
-        self._probe_domain = "test" if zone.rpartition(".")[2] != "test" else "invalid"
+        # Reserved names (RFC 2606) that are resolved by nobody; those of a zone would be answered here.
+        last_labels = {zone.rpartition(".")[2] for zone in zones}
+        self._probe_domain = next(name for name in _RESERVED if name not in last_labels)
         self._upstreams: dict[Address, Upstream] = {}
         self._probed_at = clock()
 

@@ -5,6 +5,7 @@ of the tests.
 """
 
 from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from discovery.errors import DiscoveryError
@@ -199,22 +200,46 @@ def build_reply(query: Query, sections: Sections, *, authoritative: bool, most_b
     """The reply to ``query`` within ``most_bytes``.
 
     If it does not fit it goes without its additional records, which a resolver can ask for, and if that is
-    not enough, empty with TC.
+    not enough, with the answers that do fit and TC.
     """
     rcode, answers, authorities, additionals, answer, authority, additional = sections
     opt = _opt(query.edns, rcode) if query.edns is not None else b""
     flags = QR | RA | query.flags & (RD | CD) | rcode & 0xF
     if authoritative:
         flags |= AA
-    room = most_bytes - HEADER_BYTES - len(query.question) - len(opt) - len(answer) - len(authority)
-    if room < len(additional):
+    room = most_bytes - HEADER_BYTES - len(query.question) - len(opt)
+    if len(answer) + len(authority) + len(additional) > room:
         additionals, additional = 0, b""
-    if room < 0:
-        answers = authorities = 0
-        answer = authority = b""
+    if len(answer) + len(authority) > room:
+        authorities, authority = 0, b""
+        answers, answer = _first_records(answer, answers, room)
         flags |= TC
     counts = _COUNTS.pack(flags, 1, answers, authorities, additionals + bool(opt))
     return b"".join((query.id, counts, query.question, answer, authority, additional, opt))
+
+
+def _first_records(records: bytes, count: int, room: int) -> tuple[int, bytes]:
+    """The records from the front that fit whole, at most ``count``, and their number.
+
+    musl before 1.2.4 does not come back over TCP, and takes what it was given.
+    """
+    kept = end = 0
+    try:
+        while kept < count:
+            offset = end
+            while size := records[offset]:
+                offset += 1 + size
+                if size >= 0xC0:
+                    break
+            # A pointer has two bytes, the end of a name one.
+            offset = offset - size + 1 if size else offset + 1
+            offset += _RECORD.size + _RECORD.unpack_from(records, offset)[3]
+            if offset > min(room, len(records)):
+                break
+            kept, end = kept + 1, offset
+    except (IndexError, StructError):
+        pass  # An upstream has told of more than it sent.
+    return kept, records[:end]
 
 
 def build_error(data: bytes, rcode: int) -> bytes:

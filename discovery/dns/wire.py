@@ -226,20 +226,20 @@ def _first_records(records: bytes, count: int, room: int) -> tuple[int, bytes]:
     kept = end = 0
     try:
         while kept < count:
-            offset = end
-            while size := records[offset]:
-                offset += 1 + size
-                if size >= 0xC0:
-                    break
-            # A pointer has two bytes, the end of a name one.
-            offset = offset - size + 1 if size else offset + 1
-            offset += _RECORD.size + _RECORD.unpack_from(records, offset)[3]
-            if offset > min(room, len(records)):
+            body = _skip_name(records, end) + _RECORD.size
+            after = body + _RECORD.unpack_from(records, body - _RECORD.size)[3]
+            if after > min(room, len(records)):
                 break
-            kept, end = kept + 1, offset
+            kept, end = kept + 1, after
     except (IndexError, StructError):
         pass  # An upstream has told of more than it sent.
     return kept, records[:end]
+
+
+def _skip_name(data: bytes, offset: int) -> int:
+    while 0 < (size := data[offset]) < 0xC0:
+        offset += 1 + size
+    return offset + (2 if size else 1)
 
 
 def build_error(data: bytes, rcode: int) -> bytes:
@@ -301,8 +301,10 @@ def relay_reply(reply: bytes, query: Query, most_bytes: int) -> bytes:
     _, flags, _, answers, authorities, additionals = _HEADER.unpack_from(reply)
     flags = flags & (QR | AA | TC | 0xF) | RA | query.flags & (RD | CD)
     if len(reply) > most_bytes:
-        sections = Sections(flags & 0xF)
-        cut = build_reply(query, sections, authoritative=False, most_bytes=most_bytes)
-        return cut[:2] + (int.from_bytes(cut[2:4], "big") | TC).to_bytes(2, "big") + cut[4:]
+        opt = _opt(query.edns, NOERROR) if query.edns is not None else b""
+        begin = HEADER_BYTES + len(query.question)
+        kept, records = _first_records(reply[begin:], answers, most_bytes - begin - len(opt))
+        counts = _COUNTS.pack(flags | TC, 1, kept, 0, bool(opt))
+        return query.id + counts + query.question + records + opt
     counts = _COUNTS.pack(flags, 1, answers, authorities, additionals)
     return query.id + counts + query.question + reply[HEADER_BYTES + len(query.question) :]

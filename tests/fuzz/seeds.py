@@ -58,7 +58,8 @@ def main() -> None:
 
 
 REPLIES = {
-    "reply-a": b"\0\7\x81\x80\0\1\0\1\0\0\0\0\7example\3org\0\0\1\0\1\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\1",
+    "reply-a": b"\0\7\x81\x80\0\1\0\1\0\0\0\0\7example\3org\0\0\1\0\1"
+    b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\1",
     "reply-truncated": b"\0\7\x83\x80\0\1\0\0\0\0\0\0\7example\3org\0\0\1\0\1",
     "reply-refused-bare": b"\0\7\x81\x05\0\0\0\0\0\0\0\0",
     "pointer-to-itself": b"\0\1\1\0\0\1\0\0\0\0\0\0\xc0\x0c\0\1\0\1",

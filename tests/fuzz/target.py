@@ -1,4 +1,4 @@
-"""What must hold for any bytes that come in over the network: one function, for atheris and hypothesis alike."""
+"""What must hold for any bytes that come in over the network; for atheris and for hypothesis."""
 
 import dnslib
 
@@ -57,7 +57,7 @@ def reads_in_dnslib(data: bytes) -> bool:
 
 
 def _in_ascii(data: bytes) -> bytes:
-    """The message with the bytes of its labels beyond ASCII made ``x``; ``data`` has been read by parse_query."""
+    """The message with the bytes of its labels beyond ASCII made ``x``; it has been read by hand before."""
     made = bytearray(data)
     _, offset = wire.read_name(data, wire.HEADER_BYTES, compressed=False)
     _cover(made, wire.HEADER_BYTES)

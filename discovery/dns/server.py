@@ -20,7 +20,10 @@ import structlog
 from discovery.catalog import Catalog, Problem
 from discovery.dns import batch, wire
 from discovery.dns.access import Access, own_interfaces, own_networks
+from discovery.dns.answers import Answers
+from discovery.dns.cache import ReplyCache
 from discovery.dns.forward import Forwarder
+from discovery.dns.limit import RateLimit
 from discovery.dns.loop import Loop
 from discovery.dns.records import Zone
 from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
@@ -29,11 +32,8 @@ from discovery.dns.settings import Address, DnsSettings
 from discovery.dns.stats import Cell, Origin, Stats
 from discovery.dns.tcp import TcpEndpoint
 from discovery.dns.udp import (
-    CACHED_ANSWERS,
-    CACHED_BYTES,
     RECEIVE_BUFFER_BYTES,
     BatchUdpEndpoint,
-    Cache,
     UdpEndpoint,
     WildcardUdpEndpoint,
 )
@@ -73,14 +73,21 @@ class DnsServer:
         """What is bound, once started."""
         self._settings = settings
         self._clock = clock
-        self._table = _Table(Zone(settings, None))
+        self._answers = Answers(settings, Zone(settings, None))
         self._access = Access(settings.networks, clock=clock, read=read_networks)
+        rate = settings.queries_per_second
+        self._limit = None if rate is None else RateLimit(rate, clock=clock)
         self._loop = Loop()
         listed = ResolvConf(resolv_conf, self._is_own).read
         fixed = settings.upstreams
         read = listed if fixed is None else lambda: fixed
-        self._upstreams = Upstreams(read, zones=settings.zones, clock=clock)
-        self._forwarder = Forwarder(self._loop.selector, self._upstreams, clock=clock)
+        self._upstreams = Upstreams(
+            read, zones=settings.zones, domains=settings.domain_upstreams, clock=clock
+        )
+        cache = ReplyCache(
+            most_entries=settings.cache_entries, stale_seconds=settings.stale_seconds, clock=clock
+        )
+        self._forwarder = Forwarder(self._loop.selector, self._upstreams, cache, clock=clock)
         self._sockets = contextlib.ExitStack()
         self._tcp: list[TcpEndpoint] = []
 
@@ -89,16 +96,18 @@ class DnsServer:
         with contextlib.ExitStack() as sockets:
             bound = [_bind_both(host, port, sockets) for host, port in self._settings.listen]
             self.addresses = tuple((udp.getsockname()[0], udp.getsockname()[1]) for udp, _ in bound)
-            for host, port in self._settings.upstreams or ():
+            for host, port in self._settings.named_upstreams:
                 if self._is_own((host, port)):
                     raise ConfigError(
                         "dns.upstream", f"{host} port {port} is our own address", "name another"
                     )
             self._sockets = sockets.pop_all()
+        # With a limit every message is looked at, answered before or not.
+        clients = self._access.known if self._limit is None else frozenset[str]()
         for (udp, tcp), (host, _) in zip(bound, self.addresses, strict=True):
             kind = _endpoint_kind(host)
             handle = partial(self._handle, False)
-            kind(udp, self._access.known, self.stats, self._cache, handle).register(self._loop)
+            kind(udp, clients, self.stats, self._in_force, handle).register(self._loop)
             handle = partial(self._handle, True)
             self._tcp.append(
                 TcpEndpoint(tcp, self._loop.selector, handle, self._access.allows, clock=self._clock)
@@ -109,9 +118,10 @@ class DnsServer:
 
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Answer by this catalog from the next query on. From any one thread."""
-        zone = self._table.zone
+        zone = self._answers.zone
         if not zone.is_known or zone.services is not catalog.services:
-            self._table = _Table(Zone(self._settings, catalog.services, catalog.revision))
+            zone = Zone(self._settings, catalog.services, catalog.revision)
+            self._answers = Answers(self._settings, zone)
         return ()
 
     def run(self, stop: threading.Event) -> None:
@@ -139,15 +149,18 @@ class DnsServer:
     # -- one message
 
     def _handle(self, stream: bool, data: bytes, client: str, send: Send) -> bool:
-        table = self._table
+        answers = self._answers
         if client not in self._access.known and not self._access.allows(client):
             return self._send(refuse(data), "refused", send) is not None
-        outcome = respond(table.zone, data, stream=stream)
+        if self._limit is not None and not self._limit.takes(client):
+            self.stats.limited += 1
+            return False
+        outcome = respond(answers.zone, data, stream=stream)
         if isinstance(outcome, wire.Query):
             return self._forward(outcome, stream, send)
         count = self._send(outcome, "local", send)
         if count is not None and outcome is not None and outcome.qtype and not stream:
-            table.remember(data, outcome.message, count)
+            answers.remember(data, outcome.message, outcome.qtype, outcome.rcode, count)
         return count is not None
 
     def _forward(self, query: wire.Query, stream: bool, send: Send) -> bool:
@@ -170,8 +183,8 @@ class DnsServer:
         send(reply.message)
         return count
 
-    def _cache(self) -> Cache:
-        return self._table.cache
+    def _in_force(self) -> Answers:
+        return self._answers
 
     def _is_own(self, address: Address) -> bool:
         if address in self.addresses:
@@ -180,23 +193,6 @@ class DnsServer:
         if not any(bound in _WILDCARDS and own_port == port for bound, own_port in self.addresses):
             return False
         return any(str(interface.ip) == host for interface in own_interfaces())
-
-
-class _Table:
-    """A zone and the answers already made from it."""
-
-    def __init__(self, zone: Zone) -> None:
-        self.zone = zone
-        self.cache: Cache = {}
-
-    def remember(self, data: bytes, answer: bytes, count: Cell) -> None:
-        """Answer this message so again, unless it is unusually long."""
-        if len(data) > CACHED_BYTES:
-            return
-        if len(self.cache) >= CACHED_ANSWERS:
-            # Random case and cookies make keys without end.
-            self.cache.clear()
-        self.cache[data[2:]] = answer[2:], count
 
 
 def _endpoint_kind(host: str) -> type[UdpEndpoint]:

@@ -9,26 +9,22 @@ import time
 from collections.abc import Callable, Container
 from struct import Struct
 
+from discovery.dns.answers import LABEL_AT, MOST_ANSWERS, Answers
 from discovery.dns.batch import STARTS, Batch, Client
 from discovery.dns.loop import Loop
 from discovery.dns.respond import Handle
-from discovery.dns.stats import Cell, Stats
+from discovery.dns.stats import Stats
 
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst waits here while something else runs; below 1 MiB bursts are lost."""
-CACHED_BYTES = 300
-CACHED_ANSWERS = 20_000
 _BATCH = 64
 _DATAGRAM_BYTES = 4096
 _IP_PKTINFO = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(Struct("20s").size)
 
-Cache = dict[bytes, tuple[bytes, Cell]]
-"""A message without its id → the whole answer without its id, and its count."""
-
 
 class UdpEndpoint:
-    """One bound UDP socket. ``cache`` gives the cache in force; what it lacks goes to ``handle``.
+    """One bound UDP socket. ``answers`` gives those in force; what they lack goes to ``handle``.
 
     ``clients`` are addresses that may ask, known without asking ``handle``.
     """
@@ -38,13 +34,13 @@ class UdpEndpoint:
         udp: socket.socket,
         clients: Container[str],
         stats: Stats,
-        cache: Callable[[], Cache],
+        answers: Callable[[], Answers],
         handle: Handle,
     ) -> None:
         self._socket = udp
         self._clients = clients
         self._stats = stats
-        self._cache = cache
+        self._answers = answers
         self._handle = handle
 
     def register(self, loop: Loop) -> None:
@@ -60,7 +56,7 @@ class UdpEndpoint:
             except OSError:
                 return
             # Looked up anew for every message: it may have been sent because a new catalog is in force.
-            hit = self._cache().get(data[2:])
+            hit = self._answers().whole.get(data[2:])
             if hit is None or client[0] not in clients:
                 self._handle(data, client[0], lambda reply, client=client: self._send(reply, client))  # type: ignore[misc]
                 continue
@@ -94,23 +90,48 @@ class BatchUdpEndpoint(UdpEndpoint):
             return
         began = time.monotonic()
         # Looked up only now: a message may have been sent because a new catalog is in force.
-        data, view, cache = batch.data, batch.view, self._cache()
-        hits: list[tuple[bytes, Cell] | None]
-        hits = [cache.get(data[begin + 2 : begin + size]) for begin, size in zip(STARTS, sizes, strict=False)]
+        answers = self._answers()
+        data, view, whole = batch.data, batch.view, answers.whole
+        hits = [whole.get(data[begin + 2 : begin + size]) for begin, size in zip(STARTS, sizes, strict=False)]
         if not all(self._may_ask(packed) for packed in batch.hosts(len(sizes))):
-            hits = [None] * len(sizes)
+            self._reply([self._miss(index, size) for index, size in enumerate(sizes)], began)
+            return
         replies: list[int] = []
-        for begin, hit in zip(STARTS, hits, strict=False):
+        for begin, size, hit in zip(STARTS, sizes, hits, strict=False):
             if hit is None:
-                replies.append(self._miss(len(replies), sizes[len(replies)]))
+                known = self._by_shape(answers, begin, begin + size)
+                replies.append(known or self._miss(len(replies), size))
                 continue
             answer, count = hit
             end = begin + 2 + len(answer)
             view[begin + 2 : end] = answer
             replies.append(end - begin)
             count[0] += 1
-        self._stats.unsent += batch.reply(replies)
-        self._stats.took("local", time.monotonic() - began, len(replies))
+        self._reply(replies, began)
+
+    def _by_shape(self, answers: Answers, begin: int, end: int) -> int:
+        """Answer as others of its shape were; the size of the reply, 0 if there was none."""
+        data, view = self._batch.data, self._batch.view
+        label = begin + LABEL_AT + 1
+        after = label + data[label - 1]
+        # A message that ends before its label is over has no rest, and so no shape.
+        shape = answers.shapes.get(data[begin + 2 : label] + data[after:end])
+        if shape is None or data[label:after].decode("latin-1") not in answers.services:
+            return 0
+        head, rest, tail, count = shape
+        count[0] += 1
+        asked = data[begin + 2 : end] if len(answers.whole) < MOST_ANSWERS else None
+        view[begin + 2 : begin + LABEL_AT] = head
+        after += rest
+        end = after + len(tail)
+        view[after:end] = tail
+        if asked is not None:
+            answers.whole[asked] = data[begin + 2 : end], count
+        return end - begin
+
+    def _reply(self, sizes: list[int], began: float) -> None:
+        self._stats.unsent += self._batch.reply(sizes)
+        self._stats.took("local", time.monotonic() - began, len(sizes))
 
     def _may_ask(self, packed: bytes) -> bool:
         return socket.inet_ntop(self._socket.family, packed) in self._clients

@@ -3,22 +3,26 @@ from contextlib import closing
 
 import pytest
 
+from discovery.dns.answers import Answers
 from discovery.dns.loop import Loop
+from discovery.dns.records import Zone
 from discovery.dns.respond import Send
+from discovery.dns.settings import DnsSettings
 from discovery.dns.stats import Stats
-from discovery.dns.udp import BatchUdpEndpoint, Cache, UdpEndpoint
+from discovery.dns.udp import BatchUdpEndpoint, UdpEndpoint
 
 
 @pytest.mark.parametrize("kind", [UdpEndpoint, BatchUdpEndpoint])
 def test_a_cache_dropped_while_messages_wait_answers_none_of_them(kind: type[UdpEndpoint]) -> None:
     """A query sent after ``apply`` has returned may wait beside one that is just being answered."""
-    caches: list[Cache] = [{}]
+    settings = DnsSettings((("127.0.0.1", 0),), ("10.0.0.1",))
+    caches = [Answers(settings, Zone(settings, {}))]
     handled: list[bytes] = []
 
     def handle(data: bytes, client: str, send: Send) -> bool:
         handled.append(data)
-        caches[-1][data[2:]] = b"stale", [0]
-        caches.append({})
+        caches[-1].whole[data[2:]] = b"stale", [0]
+        caches.append(Answers(settings, Zone(settings, {})))
         send(data[:2] + b"fresh")
         return True
 

@@ -42,6 +42,7 @@ class Counts(NamedTuple):
     """The sum of all these times."""
     dropped: int = 0
     unsent: int = 0
+    limited: int = 0
 
     def plus(self, other: "Counts") -> "Counts":
         """Both together."""
@@ -55,6 +56,7 @@ class Counts(NamedTuple):
             _sum(self.latency_seconds, other.latency_seconds),
             self.dropped + other.dropped,
             self.unsent + other.unsent,
+            self.limited + other.limited,
         )
 
 
@@ -70,6 +72,8 @@ class Stats:
         """Messages met with silence: responses, and less than a header."""
         self.unsent = 0
         """Replies that the kernel would not take."""
+        self.limited = 0
+        """Messages met with silence because their client asks too much."""
 
     def cell(self, qtype: int, rcode: int, origin: Origin) -> Cell:
         """The count of this outcome; ``qtype`` 0 stands for a message without a question."""
@@ -94,7 +98,8 @@ class Stats:
     def counts(self) -> Counts:
         """Everything so far, as values that no longer change."""
         latency = {origin: tuple(classes) for origin, classes in list(self._latency.items())}
-        return Counts(self.snapshot(), latency, dict(self._latency_seconds), self.dropped, self.unsent)
+        seconds = dict(self._latency_seconds)
+        return Counts(self.snapshot(), latency, seconds, self.dropped, self.unsent, self.limited)
 
     def snapshot(self) -> Mapping[Outcome, int]:
         """Every count so far."""

@@ -52,6 +52,9 @@ class Edns(NamedTuple):
     dnssec_ok: bool
 
 
+_PLAIN = Edns(EDNS_BYTES, 0, dnssec_ok=False)
+
+
 class Query(NamedTuple):
     """One standard query. ``labels`` are lowercased; ``question`` is as sent, to be echoed with its case."""
 
@@ -203,7 +206,7 @@ def build_reply(query: Query, sections: Sections, *, authoritative: bool, most_b
     not enough, with the answers that do fit and TC.
     """
     rcode, answers, authorities, additionals, answer, authority, additional = sections
-    opt = _opt(query.edns, rcode) if query.edns is not None else b""
+    opt = edns_record(query.edns, rcode) if query.edns is not None else b""
     flags = QR | RA | query.flags & (RD | CD) | rcode & 0xF
     if authoritative:
         flags |= AA
@@ -248,7 +251,8 @@ def build_error(data: bytes, rcode: int) -> bytes:
     return data[:2] + _COUNTS.pack(QR | RA | flags | rcode, 0, 0, 0, 0)
 
 
-def _opt(edns: Edns, rcode: int) -> bytes:
+def edns_record(edns: Edns, rcode: int = NOERROR) -> bytes:
+    """Our OPT record towards one who said ``edns``."""
     # RFC 3225, 3: DO is copied. RFC 6891, 6.1.3: the upper bits of the rcode, and version 0.
     ttl = (rcode >> 4) << 24 | (0x8000 if edns.dnssec_ok else 0)
     return b"\0" + _RECORD.pack(OPT, EDNS_BYTES, ttl, 0)
@@ -257,14 +261,17 @@ def _opt(edns: Edns, rcode: int) -> bytes:
 # ---- forwarding -------------------------------------------------------------------------------------
 
 
-def build_query(query: Query, id_: int) -> bytes:
-    """The question to put to an upstream for ``query``. EDNS is ours, hop by hop (RFC 6891, 6.2.6)."""
-    opt = _opt(query.edns, NOERROR) if query.edns is not None else b""
+def build_query(query: Query, id_: int, *, edns: bool = True) -> bytes:
+    """The question to put to an upstream for ``query``.
+
+    EDNS is ours, hop by hop (RFC 6891, 6.2.6), whatever the client speaks: the reply may be for others too.
+    """
+    opt = edns_record(query.edns or _PLAIN) if edns else b""
     return _HEADER.pack(id_, query.flags & (RD | CD), 1, 0, 0, bool(opt)) + query.question + opt
 
 
 class UpstreamReply(NamedTuple):
-    """A reply to our question. ``complete`` tells that it holds the question, and so can be relayed."""
+    """A reply to our question. ``complete`` tells that it holds the question, and may hold more."""
 
     message: bytes
     rcode: int
@@ -291,20 +298,3 @@ def parse_reply(reply: bytes, id_: int, query: Query) -> UpstreamReply | None:
     if questions != 1 or not same or reply[end - 4 : end] != query.question[-4:]:
         return None
     return UpstreamReply(reply, rcode, truncated=bool(flags & TC))
-
-
-def relay_reply(reply: bytes, query: Query, most_bytes: int) -> bytes:
-    """An upstream's reply, complete by parse_reply, as the reply to ``query``.
-
-    AD is cleared: we have not validated anything.
-    """
-    _, flags, _, answers, authorities, additionals = _HEADER.unpack_from(reply)
-    flags = flags & (QR | AA | TC | 0xF) | RA | query.flags & (RD | CD)
-    if len(reply) > most_bytes:
-        opt = _opt(query.edns, NOERROR) if query.edns is not None else b""
-        begin = HEADER_BYTES + len(query.question)
-        kept, records = _first_records(reply[begin:], answers, most_bytes - begin - len(opt))
-        counts = _COUNTS.pack(flags | TC, 1, kept, 0, bool(opt))
-        return query.id + counts + query.question + records + opt
-    counts = _COUNTS.pack(flags, 1, answers, authorities, additionals)
-    return query.id + counts + query.question + reply[HEADER_BYTES + len(query.question) :]

@@ -5,6 +5,7 @@ import dnslib
 from discovery.catalog import Attributes, Instance, Service
 from discovery.dns import wire
 from discovery.dns.records import Zone
+from discovery.dns.relay import read_body, relay
 from discovery.dns.respond import Reply, refuse, respond
 from discovery.dns.settings import DnsSettings
 from discovery.dns.wire import BadMessage, Query, parse_query
@@ -108,7 +109,11 @@ def _check_upstream(data: bytes) -> None:
     reply = wire.parse_reply(forged, int.from_bytes(forged[:2], "big"), query)
     if reply is None or not reply.complete:
         return
-    relayed = wire.relay_reply(reply.message, query, wire.UDP_BYTES)
+    try:
+        body = read_body(reply.message, query)
+    except BadMessage:
+        return
+    relayed = relay(body, query, wire.UDP_BYTES, age_seconds=data[0] if data else 0)
     assert len(relayed) <= wire.UDP_BYTES
     assert relayed[:2] == query.id
     assert relayed[wire.HEADER_BYTES :].startswith(query.question)

@@ -99,10 +99,11 @@ class TestRoundTrips:
     @given(queries(), words)
     def test_a_query_put_to_an_upstream_asks_the_same(self, record: dnslib.DNSRecord, id_: int) -> None:
         query = parse_query(bytes(record.pack()))
-        again = parse_query(wire.build_query(query, id_))
+        again, plain = (parse_query(wire.build_query(query, id_, edns=edns)) for edns in (True, False))
         assert int.from_bytes(again.id, "big") == id_
-        assert again.question == query.question
-        assert (again.edns is None) == (query.edns is None)
+        assert again.question == plain.question == query.question
+        dnssec_ok = query.edns is not None and query.edns.dnssec_ok
+        assert (again.edns, plain.edns) == ((wire.EDNS_BYTES, 0, dnssec_ok), None)
 
     @given(names.filter(bool), st.integers(0, 255), st.integers(0, 0x3FFF))
     def test_an_encoded_name_is_read_again(self, name: tuple[bytes, ...], before: int, pad: int) -> None:

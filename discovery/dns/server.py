@@ -7,11 +7,10 @@ A new Catalog comes from another thread as one immutable Zone with an empty cach
 """
 
 import contextlib
-import errno
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +23,20 @@ from discovery.dns.answers import Answers
 from discovery.dns.cache import ReplyCache
 from discovery.dns.forward import Forwarder
 from discovery.dns.limit import RateLimit
+from discovery.dns.listen import Sockets, address_of, bind_all
 from discovery.dns.loop import Loop
 from discovery.dns.records import Zone
 from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
 from discovery.dns.respond import Reply, Send, refuse, respond
 from discovery.dns.settings import Address, DnsSettings
-from discovery.dns.stats import Cell, Origin, Stats
+from discovery.dns.stats import Cell, Counts, Origin, Stats
 from discovery.dns.tcp import TcpEndpoint
 from discovery.dns.udp import (
-    RECEIVE_BUFFER_BYTES,
     BatchUdpEndpoint,
     UdpEndpoint,
     WildcardUdpEndpoint,
 )
-from discovery.dns.upstreams import Upstreams, family_of
+from discovery.dns.upstreams import Upstreams
 from discovery.errors import ConfigError
 
 log = structlog.get_logger(__name__)
@@ -45,10 +44,6 @@ log = structlog.get_logger(__name__)
 HOUSEKEEPING_SECONDS = 1.0
 _STOP_SECONDS = 0.2
 """How often the stop event is looked at."""
-_IP_FREEBIND = 15
-_IPV6_FREEBIND = 78
-_SO_RCVBUFFORCE = 33
-_BACKLOG = 128
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -67,7 +62,9 @@ class DnsServer:
         resolv_conf: Path = RESOLV_CONF,
         read_networks: Callable[[], tuple[str, ...]] = own_networks,
         clock: Callable[[], float] = time.monotonic,
+        on_second: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_second = on_second
         self.stats = Stats()
         self.addresses: tuple[Address, ...] = ()
         """What is bound, once started."""
@@ -94,17 +91,20 @@ class DnsServer:
     def start(self) -> None:
         """Bind every address, for UDP and TCP. Raises ConfigError, with nothing left bound."""
         with contextlib.ExitStack() as sockets:
-            bound = [_bind_both(host, port, sockets) for host, port in self._settings.listen]
-            self.addresses = tuple((udp.getsockname()[0], udp.getsockname()[1]) for udp, _ in bound)
-            for host, port in self._settings.named_upstreams:
-                if self._is_own((host, port)):
-                    raise ConfigError(
-                        "dns.upstream", f"{host} port {port} is our own address", "name another"
-                    )
+            bound = bind_all(self._settings, 1, sockets)
+            refuse_own_upstreams(self._settings, [address_of(each) for each in bound])
             self._sockets = sockets.pop_all()
+        self.adopt(bound)
+        shown = [f"{host}#{port}" for host, port in self.addresses]
+        log.info("dns_started", listen=shown, zones=self._settings.zones, answer=self._settings.answer)
+
+    def adopt(self, bound: Iterable[Sockets]) -> None:
+        """Serve on these sockets, TCP and UDP of each address; instead of ``start``."""
+        bound = list(bound)
+        self.addresses = tuple(address_of(each) for each in bound)
         # With a limit every message is looked at, answered before or not.
         clients = self._access.known if self._limit is None else frozenset[str]()
-        for (udp, tcp), (host, _) in zip(bound, self.addresses, strict=True):
+        for (tcp, udp), (host, _) in zip(bound, self.addresses, strict=True):
             kind = _endpoint_kind(host)
             handle = partial(self._handle, False)
             kind(udp, clients, self.stats, self._in_force, handle).register(self._loop)
@@ -113,8 +113,14 @@ class DnsServer:
                 TcpEndpoint(tcp, self._loop.selector, handle, self._access.allows, clock=self._clock)
             )
         self._upstreams.refresh()
-        shown = [f"{host}#{port}" for host, port in self.addresses]
-        log.info("dns_started", listen=shown, zones=self._settings.zones, answer=self._settings.answer)
+
+    def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
+        """Call this from the loop whenever the socket has something to read."""
+        self._loop.read_at_once(sock, call)
+
+    def counts(self) -> Counts:
+        """Everything counted so far."""
+        return self.stats.counts()
 
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Answer by this catalog from the next query on. From any one thread."""
@@ -135,6 +141,7 @@ class DnsServer:
             if self._clock() >= housekeeping_at:
                 housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
                 self._upstreams.refresh()
+                self._on_second()
                 for endpoint in self._tcp:
                     endpoint.expire()
 
@@ -187,66 +194,26 @@ class DnsServer:
         return self._answers
 
     def _is_own(self, address: Address) -> bool:
-        if address in self.addresses:
-            return True
-        host, port = address
-        if not any(bound in _WILDCARDS and own_port == port for bound, own_port in self.addresses):
-            return False
-        return any(str(interface.ip) == host for interface in own_interfaces())
+        return _is_one_of(address, self.addresses)
+
+
+def refuse_own_upstreams(settings: DnsSettings, addresses: Iterable[Address]) -> None:
+    """Raises ConfigError where a named upstream is what we are bound to."""
+    for host, port in settings.named_upstreams:
+        if _is_one_of((host, port), tuple(addresses)):
+            raise ConfigError("dns.upstream", f"{host} port {port} is our own address", "name another")
+
+
+def _is_one_of(address: Address, bound: tuple[Address, ...]) -> bool:
+    if address in bound:
+        return True
+    host, port = address
+    if not any(own in _WILDCARDS and own_port == port for own, own_port in bound):
+        return False
+    return any(str(interface.ip) == host for interface in own_interfaces())
 
 
 def _endpoint_kind(host: str) -> type[UdpEndpoint]:
     if host in _WILDCARDS:
         return WildcardUdpEndpoint
     return BatchUdpEndpoint if batch.is_available() else UdpEndpoint
-
-
-def _bind_both(host: str, port: int, sockets: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """UDP and TCP on one port, closed by ``sockets``."""
-    for attempt in range(10):
-        with contextlib.ExitStack() as trial:
-            udp = trial.enter_context(socket.socket(family_of(host), socket.SOCK_DGRAM))
-            tcp = trial.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                _bind(udp, host, port)
-                _bind(tcp, host, udp.getsockname()[1])
-                tcp.listen(_BACKLOG)
-            except OSError as error:
-                if port == 0 and attempt < 9 and error.errno == errno.EADDRINUSE:
-                    continue
-                raise _config_error(host, port, error) from error
-            _grow_receive_buffer(udp)
-            sockets.push(trial.pop_all())
-            return udp, tcp
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _bind(sock: socket.socket, host: str, port: int) -> None:
-    # FREEBIND: the bridge may come up after us.
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-    sock.setblocking(False)
-    sock.bind((host, port))
-
-
-def _grow_receive_buffer(udp: socket.socket) -> None:
-    try:
-        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
-    except PermissionError:
-        # Not root: as much as net.core.rmem_max allows.
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-
-
-def _config_error(host: str, port: int, error: OSError) -> ConfigError:
-    where = f"{host} port {port}"
-    if error.errno == errno.EADDRINUSE:
-        mend = "see who holds it with `ss -lunpt`, or listen elsewhere"
-        return ConfigError("dns.listen", f"{where} is in use by another program", mend)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        mend = "run as root or with CAP_NET_BIND_SERVICE, or listen on a port above 1023"
-        return ConfigError("dns.listen", f"{where} needs more rights than we have", mend)
-    return ConfigError("dns.listen", f"{where} cannot be bound: {error.strerror}", "listen elsewhere")

@@ -5,15 +5,15 @@ import itertools
 import secrets
 import selectors
 import socket
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
 from discovery.dns import wire
 from discovery.dns.cache import Kept, Key, ReplyCache, cache_key
 from discovery.dns.exchange import StreamExchange
 from discovery.dns.relay import Body, read_body, relay
 from discovery.dns.respond import Reply, failure
-from discovery.dns.upstreams import Health, Upstream, Upstreams, family_of
+from discovery.dns.stats import ForwardCounts
+from discovery.dns.upstreams import Upstream, Upstreams, family_of
 from discovery.dns.wire import BadMessage, Query, UpstreamReply
 
 TRY_SECONDS = 0.9
@@ -32,21 +32,6 @@ _MOST_DATAGRAMS = 16
 
 Answer = Callable[[Reply], None]
 _Key = tuple[Key, int, bool]
-
-
-class ForwardCounts(NamedTuple):
-    """What became of the questions so far, as plain values.
-
-    ``hits`` were answered from what was kept, ``stale`` from what was kept past its time, ``misses`` were
-    asked of an upstream or joined a question on its way.
-    """
-
-    hits: int = 0
-    stale: int = 0
-    misses: int = 0
-    kept: int = 0
-    """Replies kept now."""
-    upstreams: Mapping[str, Health] = {}
 
 
 class Forwarder:
@@ -128,7 +113,7 @@ class Forwarder:
 
     def counts(self) -> ForwardCounts:
         """So far."""
-        return ForwardCounts(self._hits, self.stale, self._misses, len(self.cache), self.upstreams.health())
+        return ForwardCounts(self._hits, self.stale, self._misses, len(self.cache), self.upstreams.counts())
 
     def forget(self, question: "_Question") -> None:
         """It has been answered."""

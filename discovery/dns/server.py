@@ -120,7 +120,7 @@ class DnsServer:
 
     def counts(self) -> Counts:
         """Everything counted so far."""
-        return self.stats.counts()
+        return self.stats.counts()._replace(forwarding=self._forwarder.counts())
 
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Answer by this catalog from the next query on. From any one thread."""

@@ -32,6 +32,53 @@ _K = TypeVar("_K")
 _N = TypeVar("_N", int, float)
 
 
+class UpstreamCounts(NamedTuple):
+    """How one upstream does; ``is_up`` is false after it did not answer, and while it leads back to us."""
+
+    is_up: bool = True
+    queries: int = 0
+    replies: int = 0
+
+    def plus(self, other: "UpstreamCounts") -> "UpstreamCounts":
+        """Both together: it is up if nobody finds it down."""
+        return UpstreamCounts(
+            self.is_up and other.is_up, self.queries + other.queries, self.replies + other.replies
+        )
+
+
+class ForwardCounts(NamedTuple):
+    """What became of the questions that no zone of ours answers.
+
+    ``hits`` were answered from what was kept, ``stale`` from what was kept past its time, ``misses`` were
+    asked of an upstream, or joined a question on its way.
+    """
+
+    hits: int = 0
+    stale: int = 0
+    misses: int = 0
+    kept: int = 0
+    """Replies kept now."""
+    upstreams: Mapping[str, UpstreamCounts] = {}
+
+    def plus(self, other: "ForwardCounts") -> "ForwardCounts":
+        """Both together."""
+        upstreams = {**self.upstreams}
+        for name, counts in other.upstreams.items():
+            upstreams[name] = upstreams.get(name, UpstreamCounts()).plus(counts)
+        return ForwardCounts(
+            self.hits + other.hits,
+            self.stale + other.stale,
+            self.misses + other.misses,
+            self.kept + other.kept,
+            upstreams,
+        )
+
+    def ended(self) -> "ForwardCounts":
+        """What remains true once the process is gone."""
+        upstreams = {name: counts._replace(is_up=True) for name, counts in self.upstreams.items()}
+        return self._replace(kept=0, upstreams=upstreams)
+
+
 class Counts(NamedTuple):
     """Everything counted so far, as plain values: what a process tells of itself."""
 
@@ -43,6 +90,7 @@ class Counts(NamedTuple):
     dropped: int = 0
     unsent: int = 0
     limited: int = 0
+    forwarding: ForwardCounts = ForwardCounts()
 
     def plus(self, other: "Counts") -> "Counts":
         """Both together."""
@@ -57,7 +105,12 @@ class Counts(NamedTuple):
             self.dropped + other.dropped,
             self.unsent + other.unsent,
             self.limited + other.limited,
+            self.forwarding.plus(other.forwarding),
         )
+
+    def ended(self) -> "Counts":
+        """What remains true once the process is gone."""
+        return self._replace(forwarding=self.forwarding.ended())
 
 
 class Stats:

@@ -5,12 +5,12 @@ import secrets
 import socket
 from collections.abc import Callable
 from struct import Struct
-from typing import NamedTuple
 
 import structlog
 
 from discovery.dns import wire
 from discovery.dns.settings import Address, DomainUpstreams
+from discovery.dns.stats import UpstreamCounts
 
 log = structlog.get_logger(__name__)
 
@@ -23,14 +23,6 @@ PLAIN_SECONDS = 900.0
 
 _RESERVED = ("test", "invalid", "example")
 _HEADER = Struct(">HHHHHH")
-
-
-class Health(NamedTuple):
-    """How one upstream does; ``is_up`` is false while it does not answer or leads back to us."""
-
-    is_up: bool
-    queries: int
-    replies: int
 
 
 class Upstream:
@@ -119,10 +111,10 @@ class Upstreams:
         """It could not read EDNS."""
         upstream.plain_until = self._clock() + PLAIN_SECONDS
 
-    def health(self) -> dict[str, Health]:
-        """Every resolver in use, written as ``host#port``."""
+    def counts(self) -> dict[str, UpstreamCounts]:
+        """Of every resolver in use, written as ``host#port``."""
         return {
-            str(each): Health(each.failed_at is None and not each.loops, each.queries, each.replies)
+            str(each): UpstreamCounts(each.failed_at is None and not each.loops, each.queries, each.replies)
             for each in self._upstreams.values()
         }
 

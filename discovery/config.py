@@ -123,6 +123,7 @@ class DnsSettings(_Section):
     stale_seconds: int = _setting(
         3600, "how long past their TTL answers are used while no upstream answers; 0 for not at all"
     )
+    processes: int = _setting(1, "processes that answer; several share the port, for more than one core")
 
 
 class StatusSettings(_Section):

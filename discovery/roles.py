@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from discovery.config import Settings
-from discovery.dns.server import DnsServer
+from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
 from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, split_address
@@ -95,7 +95,7 @@ def announcer(
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
 
 
-def dns_server(settings: Settings) -> DnsServer:
+def dns_server(settings: Settings) -> DnsProcesses:
     """The DNS role's server, not yet bound. Raises ConfigError."""
     dns = settings.dns
     if dns.listen is not None:
@@ -106,7 +106,7 @@ def dns_server(settings: Settings) -> DnsServer:
             mend = "start Docker first, or name an address with --dns"
             raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)
     upstreams, domain_upstreams = _upstreams(dns.upstream)
-    return DnsServer(
+    return DnsProcesses(
         DnsSettings(
             listen=listen,
             answer=dns.answer or tuple(dict.fromkeys(host for host, _ in listen)),
@@ -122,7 +122,8 @@ def dns_server(settings: Settings) -> DnsServer:
             forward_private=dns.forward_private,
             cache_entries=dns.cache_entries,
             stale_seconds=dns.stale_seconds,
-        )
+        ),
+        processes=dns.processes,
     )
 
 

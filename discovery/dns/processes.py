@@ -27,7 +27,7 @@ from discovery.dns.resolvconf import RESOLV_CONF
 from discovery.dns.server import refuse_own_upstreams
 from discovery.dns.settings import Address, DnsSettings
 from discovery.dns.stats import Counts
-from discovery.errors import ApplyError
+from discovery.errors import ApplyError, ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,7 @@ CONFIRM_SECONDS = 10.0
 """How long ``apply`` waits, and how long a process may take nothing from us before it is ended."""
 RESTART_SECONDS = 1.0
 """The least time between two starts of one process."""
+MOST_PROCESSES = 64
 _POLL_SECONDS = 0.2
 _END_SECONDS = 3.0
 _CHUNK = 200
@@ -42,11 +43,16 @@ _CHUNK = 200
 
 
 class DnsProcesses:
-    """Answers DNS queries as a Catalog says; an Applier. ``start``, then ``run`` on a thread of its own."""
+    """Answers DNS queries as a Catalog says; an Applier. ``start``, then ``run`` on a thread of its own.
+
+    Raises ConfigError for a number of processes that cannot be.
+    """
 
     name = "dns"
 
     def __init__(self, settings: DnsSettings, *, processes: int = 1, resolv_conf: Path = RESOLV_CONF) -> None:
+        if not 1 <= processes <= MOST_PROCESSES:
+            raise ConfigError("dns.processes", f"{processes} is not from 1 to {MOST_PROCESSES}")
         self.addresses: tuple[Address, ...] = ()
         """What is bound, once started."""
         self._settings = settings
@@ -137,7 +143,7 @@ class DnsProcesses:
         old = self._workers[index]
         code = old.end()
         with self._changed:
-            self._ended = self._ended.plus(old.counts)
+            self._ended = self._ended.plus(old.counts.ended())
             self._workers[index] = self._launch(old.sockets)
         log.error("dns_process_restarted", ended=old.pid, code=code, started=self._workers[index].pid)
 

@@ -105,7 +105,7 @@ def dns_server(settings: Settings) -> DnsProcesses:
         if not listen:
             mend = "start Docker first, or name an address with --dns"
             raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)
-    upstreams, domain_upstreams = _upstreams(dns.upstream)
+    upstreams, domain_upstreams = dns_upstreams(dns.upstream)
     return DnsProcesses(
         DnsSettings(
             listen=listen,
@@ -127,7 +127,7 @@ def dns_server(settings: Settings) -> DnsProcesses:
     )
 
 
-def _upstreams(
+def dns_upstreams(
     entries: tuple[str, ...] | None,
 ) -> tuple[tuple[Address, ...] | None, tuple[DomainUpstreams, ...]]:
     """``ADDRESS`` and ``DOMAIN=ADDRESS`` → resolvers for all names, None if there are none, and by domain."""

@@ -88,6 +88,8 @@ class DnsSettings:
             domains[name] = tuple(dict.fromkeys((*domains.get(name, ()), *canonical)))
         self._set("domain_upstreams", tuple(domains.items()))
         for host, port in self.named_upstreams:
+            if ipaddress.ip_address(host).is_unspecified:
+                raise ConfigError("dns.upstream", f"{host} is no address that can be reached", "name one")
             if (host, port) in self.listen:
                 mend = "name the resolver that answers all other names"
                 raise ConfigError("dns.upstream", f"{host} port {port} is our own address", mend)

@@ -406,6 +406,7 @@ def test_a_refusal_is_no_longer_than_the_question() -> None:
         ({"upstreams": (("resolver", 53),)}, "dns.upstream"),
         ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstream"),
         ({"upstreams": LISTEN}, "dns.upstream"),
+        ({"upstreams": (("0.0.0.0", 53),)}, "dns.upstream"),
         ({"domain_upstreams": (("corp", (("resolver", 53),)),)}, "dns.upstream"),
         ({"domain_upstreams": (("cor p", (("10.0.0.1", 53),)),)}, "dns.upstream"),
         ({"domain_upstreams": (("x.LOCAL", (("10.0.0.1", 53),)),)}, "dns.upstream"),

@@ -46,9 +46,10 @@ class Answers:
         """Answer this message so again."""
         if len(data) > MOST_BYTES:
             return
-        if qtype in (wire.A, wire.AAAA) and rcode == wire.NOERROR and self._learn(data, answer, count):
-            return
+        learnt = qtype in (wire.A, wire.AAAA) and rcode == wire.NOERROR and self._learn(data, answer, count)
         if len(self.whole) >= MOST_ANSWERS:
+            if learnt:
+                return
             # Random case and cookies make keys without end.
             self.whole.clear()
         self.whole[data[2:]] = answer[2:], count

@@ -134,9 +134,8 @@ class DnsServer:
         """Serve until ``stop``."""
         housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
         while not stop.is_set():
-            due = min(self._forwarder.next_due or housekeeping_at, housekeeping_at)
-            wait_seconds = min(max(due - self._clock(), 0), _STOP_SECONDS)
-            self._loop.run_once(wait_seconds)
+            due = min(self._forwarder.next_due or housekeeping_at, self._clock() + _STOP_SECONDS)
+            self._loop.run(due, self._clock)
             self._forwarder.expire()
             if self._clock() >= housekeeping_at:
                 housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
@@ -174,11 +173,15 @@ class DnsServer:
         if self._upstreams.is_probe(query.labels):
             self.stats.dropped += 1
             return False
-        self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send))
+        began = self._clock()
+        # What is due next may now be sooner than the loop knows.
+        self._loop.interrupt()
+        self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send, began))
         return True
 
-    def _answer(self, reply: Reply, send: Send) -> None:
+    def _answer(self, reply: Reply, send: Send, began: float) -> None:
         self._send(reply, "forwarded", send)
+        self.stats.took("forwarded", self._clock() - began)
 
     def _send(self, reply: Reply | None, origin: Origin, send: Send) -> Cell | None:
         """Count and send; the count, or None where silence is the answer."""

@@ -17,6 +17,9 @@ from discovery.dns.stats import Stats
 
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst waits here while something else runs; below 1 MiB bursts are lost."""
+_FEW = 1
+_SINGLY = 16
+"""After a batch of a few, so many messages are taken one by one."""
 _BATCH = 64
 _DATAGRAM_BYTES = 4096
 _IP_PKTINFO = 8
@@ -48,24 +51,26 @@ class UdpEndpoint:
         loop.read_at_once(self._socket, self._drain)
 
     def _drain(self) -> None:
-        """Answer what waits, up to a bound that lets others have their turn."""
-        receive, send, clients = self._socket.recvfrom, self._socket.sendto, self._clients
-        for _ in range(_BATCH):
-            try:
-                data, client = receive(_DATAGRAM_BYTES)
-            except OSError:
+        """Answer one message; the loop calls again if there is another."""
+        try:
+            data, client = self._socket.recvfrom(_DATAGRAM_BYTES)
+        except OSError:
+            return
+        began = time.monotonic()
+        # Looked up anew for every message: it may have been sent because a new catalog is in force.
+        hit = self._answers().whole.get(data[2:])
+        if hit is None or client[0] not in self._clients:
+            prompt = _Prompt(self._send, client)
+            self._handle(data, client[0], prompt.send)
+            reply = prompt.end()
+            if reply is None:
                 return
-            # Looked up anew for every message: it may have been sent because a new catalog is in force.
-            hit = self._answers().whole.get(data[2:])
-            if hit is None or client[0] not in clients:
-                self._handle(data, client[0], lambda reply, client=client: self._send(reply, client))  # type: ignore[misc]
-                continue
+        else:
             answer, count = hit
             count[0] += 1
-            try:
-                send(data[:2] + answer, client)
-            except OSError:
-                self._stats.unsent += 1
+            reply = data[:2] + answer
+        self._send(reply, client)
+        self._stats.took("local", time.monotonic() - began)
 
     def _send(self, reply: bytes, client: Client) -> None:
         try:
@@ -81,13 +86,21 @@ class BatchUdpEndpoint(UdpEndpoint):
     def register(self, loop: Loop) -> None:
         """Have the loop call us."""
         self._batch = Batch(self._socket)
+        self._singly = 0
         super().register(loop)
 
     def _drain(self) -> None:
+        # For a message that waits alone a batch costs more; now and then look whether it still does.
+        if self._singly:
+            self._singly -= 1
+            super()._drain()
+            return
         batch = self._batch
         sizes = batch.receive()
-        if not sizes:
-            return
+        if len(sizes) <= _FEW:
+            self._singly = _SINGLY
+            if not sizes:
+                return
         began = time.monotonic()
         # Looked up only now: a message may have been sent because a new catalog is in force.
         answers = self._answers()
@@ -131,7 +144,7 @@ class BatchUdpEndpoint(UdpEndpoint):
 
     def _reply(self, sizes: list[int], began: float) -> None:
         self._stats.unsent += self._batch.reply(sizes)
-        self._stats.took("local", time.monotonic() - began, len(sizes))
+        self._stats.took("local", time.monotonic() - began, len(sizes) - sizes.count(0))
 
     def _may_ask(self, packed: bytes) -> bool:
         return socket.inet_ntop(self._socket.family, packed) in self._clients

@@ -136,6 +136,17 @@ class TestKept:
                     query(address, "example.org")
                     assert len({message[:2] for message in upstream.asked}) >= asked
 
+    def test_nothing_that_was_said_without_looking_further(self) -> None:
+        with Upstream(lambda message: [answer(message)]) as upstream, forwarding(upstream.address) as address:
+            record = dnslib.DNSRecord.question("example.org")
+            record.header.rd = 0
+            for asked in (1, 2):
+                assert only(dnslib.DNSRecord.parse(record.send(*address, timeout=10)))[0] == "192.0.2.1"
+                assert len(upstream.asked) == asked
+            assert only(query(address, "example.org"))[0] == "192.0.2.1"
+            record.send(*address, timeout=10)
+            assert len(upstream.asked) == 3, "what is known is told to whoever asks for no more"
+
     def test_from_dnsmasq(self) -> None:
         with (
             dnsmasq("--host-record=a.example.org,192.0.2.7", "--local-ttl=300") as upstream,
@@ -198,6 +209,23 @@ class TestStale:
             assert only(query(address, "example.org")) == ("192.0.2.1", 30)
             mind.reply = lambda message: nothing(message, dnslib.RCODE.NXDOMAIN)
             assert rcode(query(address, "example.org")) == "NXDOMAIN"
+
+    def test_answers_before_an_upstream_that_is_slow_whose_word_counts_from_then_on(self) -> None:
+        def late(message: bytes) -> list[bytes]:
+            time.sleep(1.5)
+            return [answer(message, "192.0.2.2")]
+
+        clock, mind = Clock(), Switch()
+        with (
+            Upstream(mind) as upstream,
+            Upstream(silent) as second,
+            forwarding(upstream.address, second.address, clock=clock) as address,
+        ):
+            query(address, "example.org")
+            mind.reply = late
+            clock.ahead = 61.0
+            assert only(query(address, "example.org")) == ("192.0.2.1", 30)
+            eventually(lambda: only(query(address, "example.org"))[0] == "192.0.2.2")
 
     def test_ends(self) -> None:
         clock, mind = Clock(), Switch()

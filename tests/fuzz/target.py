@@ -52,8 +52,9 @@ def reads_in_dnslib(data: bytes) -> bool:
     """
     try:
         dnslib.DNSRecord.parse(_in_ascii(data))
-    except dnslib.DNSError:
-        return False
+    except dnslib.DNSError as error:
+        # A pointer may lead into bytes that are no name of their own, so that they were not made ASCII.
+        return "Invalid label" in str(error)
     return True
 
 

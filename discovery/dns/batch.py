@@ -57,7 +57,7 @@ def is_available() -> bool:
 class Batch:
     """The datagrams received last from one bound UDP socket, and the replies to them.
 
-    ``data`` is sliced for a message as bytes; ``view`` is the same memory, to be written to.
+    ``data`` is the slots; a slice of it is bytes, and takes bytes of its length.
     """
 
     def __init__(self, udp: socket.socket) -> None:
@@ -66,7 +66,6 @@ class Batch:
         self._fd = udp.fileno()
         self._is_ipv6 = udp.family == socket.AF_INET6
         self.data = mmap.mmap(-1, MOST * SLOT_BYTES)
-        self.view = memoryview(self.data)
         self._names = mmap.mmap(-1, MOST * _SOCKADDR_BYTES)
         begin, end = (8, 24) if self._is_ipv6 else (4, 8)
         ends = range(0, MOST * _SOCKADDR_BYTES, _SOCKADDR_BYTES)

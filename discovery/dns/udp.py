@@ -104,7 +104,7 @@ class BatchUdpEndpoint(UdpEndpoint):
         began = time.monotonic()
         # Looked up only now: a message may have been sent because a new catalog is in force.
         answers = self._answers()
-        data, view, whole = batch.data, batch.view, answers.whole
+        data, whole = batch.data, answers.whole
         hits = [whole.get(data[begin + 2 : begin + size]) for begin, size in zip(STARTS, sizes, strict=False)]
         if not all(self._may_ask(packed) for packed in batch.hosts(len(sizes))):
             self._reply([self._miss(index, size) for index, size in enumerate(sizes)], began)
@@ -117,14 +117,14 @@ class BatchUdpEndpoint(UdpEndpoint):
                 continue
             answer, count = hit
             end = begin + 2 + len(answer)
-            view[begin + 2 : end] = answer
+            data[begin + 2 : end] = answer
             replies.append(end - begin)
             count[0] += 1
         self._reply(replies, began)
 
     def _by_shape(self, answers: Answers, begin: int, end: int) -> int:
         """Answer as others of its shape were; the size of the reply, 0 if there was none."""
-        data, view = self._batch.data, self._batch.view
+        data = self._batch.data
         label = begin + LABEL_AT + 1
         after = label + data[label - 1]
         # A message that ends before its label is over has no rest, and so no shape.
@@ -134,10 +134,10 @@ class BatchUdpEndpoint(UdpEndpoint):
         head, rest, tail, count = shape
         count[0] += 1
         asked = data[begin + 2 : end] if len(answers.whole) < MOST_ANSWERS else None
-        view[begin + 2 : begin + LABEL_AT] = head
+        data[begin + 2 : begin + LABEL_AT] = head
         after += rest
         end = after + len(tail)
-        view[after:end] = tail
+        data[after:end] = tail
         if asked is not None:
             answers.whole[asked] = data[begin + 2 : end], count
         return end - begin
@@ -158,7 +158,7 @@ class BatchUdpEndpoint(UdpEndpoint):
         reply = prompt.end()
         if reply is None:
             return 0
-        batch.view[begin : begin + len(reply)] = reply
+        batch.data[begin : begin + len(reply)] = reply
         return len(reply)
 
 

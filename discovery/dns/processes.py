@@ -50,7 +50,14 @@ class DnsProcesses:
 
     name = "dns"
 
-    def __init__(self, settings: DnsSettings, *, processes: int = 1, resolv_conf: Path = RESOLV_CONF) -> None:
+    def __init__(
+        self,
+        settings: DnsSettings,
+        *,
+        processes: int = 1,
+        resolv_conf: Path = RESOLV_CONF,
+        confirm_seconds: float = CONFIRM_SECONDS,
+    ) -> None:
         if not 1 <= processes <= MOST_PROCESSES:
             raise ConfigError("dns.processes", f"{processes} is not from 1 to {MOST_PROCESSES}")
         self.addresses: tuple[Address, ...] = ()
@@ -58,6 +65,7 @@ class DnsProcesses:
         self._settings = settings
         self._resolv_conf = resolv_conf
         self._number = processes
+        self._confirm_seconds = confirm_seconds
         self._sockets = contextlib.ExitStack()
         self._workers: list[_Process] = []
         self._changed = threading.Condition()
@@ -89,7 +97,11 @@ class DnsProcesses:
                 for worker in self._workers:
                     worker.send_table(self._table)
             wanted = self._table.number
-            if not self._changed.wait_for(lambda: self._confirmed >= wanted, CONFIRM_SECONDS):
+            if not self._changed.wait_for(lambda: self._confirmed >= wanted, self._confirm_seconds):
+                for worker in self._workers:
+                    if worker.applied < wanted:
+                        # It hangs: with its end another is started.
+                        worker.kill()
                 raise ApplyError("a process that answers DNS has not confirmed the zone")
         return ()
 
@@ -201,7 +213,7 @@ class _Process:
         try:
             self.pipe.sendall(pack(message))
         except TimeoutError:
-            self._process.kill()
+            self.kill()
         except OSError:
             # It has ended; whoever reads sees that too.
             return
@@ -226,6 +238,10 @@ class _Process:
                 take(self, message)
         except PipeEnded:
             self.alive = False
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
 
     def end(self) -> int:
         """End it, if it has not ended; how it ended."""

@@ -15,7 +15,7 @@ from discovery.catalog import Catalog, Service
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import DnsSettings
 from discovery.dns.stats import Outcome
-from discovery.errors import ConfigError
+from discovery.errors import ApplyError, ConfigError
 from tests.lab.dns import CATALOG, EDGE, eventually, free_port, query, rcode, serving
 
 SETTINGS = DnsSettings((("127.0.0.1", 0),), (EDGE,), upstreams=())
@@ -74,6 +74,19 @@ def test_a_process_that_dies_is_replaced_and_nobody_is_denied_meanwhile(processe
     processes.apply(Catalog(9, {"other": Service("other")}))
     for _ in range(8):
         assert rcode(query(address, "web.local")) == "NXDOMAIN"
+
+
+def test_a_process_that_hangs_fails_apply_and_is_replaced() -> None:
+    with serving(DnsProcesses(SETTINGS, confirm_seconds=3)) as processes:
+        (hung,) = processes.pids
+        os.kill(hung, signal.SIGSTOP)
+        changed = Catalog(2, {"other": Service("other")})
+        with pytest.raises(ApplyError):
+            processes.apply(changed)
+        eventually(lambda: hung not in processes.pids)
+        processes.apply(changed)
+        assert rcode(query(processes.addresses[0], "other.local")) == "NOERROR"
+        assert rcode(query(processes.addresses[0], "web.local")) == "NXDOMAIN"
 
 
 def test_sigterm_to_the_group_leaves_the_order_of_ending_to_the_agent(processes: DnsProcesses) -> None:

@@ -13,7 +13,7 @@ from discovery import __version__, roles
 from discovery.builder import CatalogBuilder
 from discovery.catalog import Catalog, Problem
 from discovery.config import ROLES, Configuration
-from discovery.dns.server import DnsServer
+from discovery.dns.processes import DnsProcesses
 from discovery.edges import EdgeReporter
 from discovery.errors import ConfigError, DiscoveryError, SourceError
 from discovery.feed import Feed
@@ -105,7 +105,7 @@ class Agent:
         self._watcher: Watcher[Catalog] | None = None
         self._followers: list[Follower] = []
         self._haproxy: HAProxy | None = None
-        self._dns: DnsServer | None = None
+        self._dns: DnsProcesses | None = None
         self._registrator: Registrator | None = None
         self._watches: list[PathWatch] = []
 
@@ -260,6 +260,7 @@ class Agent:
             store_connected=lambda: self._watcher.connected if self._watcher else None,
             registrations=lambda: self._registrator.status.registered if self._registrator else None,
             haproxy_reloads=lambda: self._haproxy.status.reloads if self._haproxy else {},
+            dns=lambda: self._dns.counts() if self._dns else None,
         )
 
     def _problems(self) -> tuple[Problem, ...]:

@@ -101,14 +101,29 @@ class DnsSettings(_Section):
     listen: Texts | None = _setting(
         None, "where DNS is served; default the bridge's gateway, port 53", "--dns"
     )
-    zone: str = _setting("local", "the zone that is ours", "--zone")
-    upstream: Texts | None = _setting(None, "resolvers for the rest; default the system's", "--upstream")
+    zone: Texts = _setting(("local",), "the zones that are ours", "--zone")
+    upstream: Texts | None = _setting(
+        None,
+        "resolvers for the rest; default the system's; `DOMAIN=ADDRESS` for the names in one domain",
+        "--upstream",
+    )
     answer: Texts | None = _setting(
         None, "what names resolve to; default the address served on", "--dns-answer"
     )
     wildcard: bool = _setting(False, "answer every name in the zone")
+    subdomains: bool = _setting(False, "answer every name below a service's, such as `x.web.local`")
     ttl_seconds: int = _setting(5, "how long answers may be kept")
+    negative_ttl_seconds: int = _setting(5, "how long it may be kept that there is no such name or record")
     networks: Texts | None = _setting(None, "who may ask; default the node's own networks")
+    queries_per_second: int | None = _setting(
+        None, "most queries of one client, above which it gets no answer; default no limit"
+    )
+    forward_private: bool = _setting(False, "ask the upstreams for the names of private addresses too")
+    cache_entries: int = _setting(10_000, "most answers of upstreams that are kept; 0 keeps none")
+    stale_seconds: int = _setting(
+        3600, "how long past their TTL answers are used while no upstream answers; 0 for not at all"
+    )
+    processes: int = _setting(1, "processes that answer; several share the port, for more than one core")
 
 
 class StatusSettings(_Section):

@@ -5,8 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from discovery.config import Settings
-from discovery.dns.server import DnsServer
-from discovery.dns.settings import Address, DnsSettings
+from discovery.dns.processes import DnsProcesses
+from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
 from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, split_address
 from discovery.node import Node, node_name
@@ -110,7 +110,7 @@ def announcer(
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
 
 
-def dns_server(settings: Settings) -> DnsServer:
+def dns_server(settings: Settings) -> DnsProcesses:
     """The DNS role's server, not yet bound. Raises ConfigError."""
     dns = settings.dns
     if dns.listen is not None:
@@ -120,20 +120,43 @@ def dns_server(settings: Settings) -> DnsServer:
         if not listen:
             mend = "start Docker first, or name an address with --dns"
             raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)
-    upstreams = None
-    if dns.upstream is not None:
-        upstreams = tuple(_endpoint("dns.upstream", text) for text in dns.upstream)
-    return DnsServer(
+    upstreams, domain_upstreams = dns_upstreams(dns.upstream)
+    return DnsProcesses(
         DnsSettings(
             listen=listen,
             answer=dns.answer or tuple(dict.fromkeys(host for host, _ in listen)),
-            zone=dns.zone,
+            zones=dns.zone,
             upstreams=upstreams,
+            domain_upstreams=domain_upstreams,
             wildcard=dns.wildcard,
+            subdomains=dns.subdomains,
             ttl_seconds=dns.ttl_seconds,
+            negative_ttl_seconds=dns.negative_ttl_seconds,
             networks=dns.networks,
-        )
+            queries_per_second=dns.queries_per_second,
+            forward_private=dns.forward_private,
+            cache_entries=dns.cache_entries,
+            stale_seconds=dns.stale_seconds,
+        ),
+        processes=dns.processes,
     )
+
+
+def dns_upstreams(
+    entries: tuple[str, ...] | None,
+) -> tuple[tuple[Address, ...] | None, tuple[DomainUpstreams, ...]]:
+    """``ADDRESS`` and ``DOMAIN=ADDRESS`` → resolvers for all names, None if there are none, and by domain."""
+    plain: list[Address] = []
+    by_domain: list[DomainUpstreams] = []
+    for entry in entries or ():
+        domain, separator, address = entry.rpartition("=")
+        if separator:
+            by_domain.append((domain, (_endpoint("dns.upstream", address),)))
+        else:
+            plain.append(_endpoint("dns.upstream", address))
+    # To name one domain's resolver says nothing of all others.
+    is_default = entries is None or (by_domain and not plain)
+    return None if is_default else tuple(plain), tuple(by_domain)
 
 
 def status_address(settings: Settings) -> Address:

@@ -9,7 +9,8 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-REREAD_SECONDS = 1.0
+REREAD_SECONDS = 0.1
+"""A reading takes 0.4 ms. A container asks as soon as its network is there, and musl waits on REFUSED."""
 _MOST_KNOWN = 10_000
 _MOST_LOGGED = 100
 

@@ -25,12 +25,14 @@ class StreamExchange:
         upstream: Address,
         query: Query,
         done: Callable[[UpstreamReply | None], None],
+        *,
+        edns: bool,
     ) -> None:
         self._selector = selector
         self._query = query
         self._done = done
         self._id = secrets.randbits(16)
-        message = wire.build_query(query, self._id)
+        message = wire.build_query(query, self._id, edns=edns)
         self._unsent = len(message).to_bytes(2, "big") + message
         self._received = bytearray()
         self._open = True

@@ -1,5 +1,6 @@
 """Which resolvers are asked, and in which order."""
 
+import itertools
 import secrets
 import socket
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from struct import Struct
 import structlog
 
 from discovery.dns import wire
-from discovery.dns.settings import Address
+from discovery.dns.settings import Address, DomainUpstreams
+from discovery.dns.stats import UpstreamCounts
 
 log = structlog.get_logger(__name__)
 
@@ -16,7 +18,10 @@ DISTRUST_SECONDS = 10.0
 """How long an upstream that failed to answer is asked last."""
 REPROBE_SECONDS = 30.0
 """How often an upstream that led back to us is probed again."""
+PLAIN_SECONDS = 900.0
+"""How long an upstream that cannot read EDNS is asked without."""
 
+_RESERVED = ("test", "invalid", "example")
 _HEADER = Struct(">HHHHHH")
 
 
@@ -27,6 +32,10 @@ class Upstream:
         self.address = address
         self.failed_at: float | None = None
         self.loops = False
+        self.plain_until: float | None = None
+        """Until when it is asked without EDNS."""
+        self.queries = 0
+        self.replies = 0
         self.token = secrets.token_hex(16).encode("ascii")
 
     def __str__(self) -> str:
@@ -36,26 +45,43 @@ class Upstream:
 class Upstreams:
     """The resolvers that ``read`` lists, those that answer first. Not thread-safe.
 
+    Names in one of ``domains`` are asked of that domain's resolvers instead, the innermost's.
+
     Each new one is sent a probe, a question that nobody else would ask; if it reaches us, that upstream
     forwards to us, and it is left out until a later probe does not come back.
     """
 
     def __init__(
-        self, read: Callable[[], tuple[Address, ...]], *, zone: str, clock: Callable[[], float]
+        self,
+        read: Callable[[], tuple[Address, ...]],
+        *,
+        zones: tuple[str, ...],
+        domains: tuple[DomainUpstreams, ...] = (),
+        clock: Callable[[], float],
     ) -> None:
+        self.generation = 0
+        """Changes when others than before are asked: what they said may no longer hold."""
         self._read = read
         self._clock = clock
-        # Reserved names (RFC 2606) that are resolved by nobody; the zone would be answered here.
-        self._probe_domain = "test" if zone.rpartition(".")[2] != "test" else "invalid"
+        self._domains = {tuple(name.encode("ascii").split(b".")): listed for name, listed in domains}
+        # Reserved names (RFC 2606) that are resolved by nobody; those of a zone would be answered here.
+        last_labels = {zone.rpartition(".")[2] for zone in zones}
+        self._probe_domain = next(name for name in _RESERVED if name not in last_labels)
         self._upstreams: dict[Address, Upstream] = {}
+        self._listed: tuple[Address, ...] = ()
         self._probed_at = clock()
 
     def refresh(self) -> None:
         """Take in what is listed now, and probe what is due."""
         listed = self._read()
-        new = [Upstream(address) for address in listed if address not in self._upstreams]
+        if listed != self._listed:
+            # A list that is empty for a moment says nothing of what the old ones said.
+            self.generation += bool(listed)
+            self._listed = listed
+        every = dict.fromkeys(itertools.chain(listed, *self._domains.values()))
+        new = [Upstream(address) for address in every if address not in self._upstreams]
         known = {upstream.address: upstream for upstream in (*self._upstreams.values(), *new)}
-        self._upstreams = {address: known[address] for address in listed}
+        self._upstreams = {address: known[address] for address in every}
         now = self._clock()
         if now - self._probed_at >= REPROBE_SECONDS:
             self._probed_at = now
@@ -66,11 +92,40 @@ class Upstreams:
         for upstream in new:
             self._probe(upstream)
 
-    def candidates(self) -> list[Upstream]:
-        """Whom to ask, in this order. Empty if there is nobody."""
+    def candidates(self, labels: tuple[bytes, ...]) -> list[Upstream]:
+        """Whom to ask for this name of lower-case labels, in this order. Empty if there is nobody."""
         now = self._clock()
-        usable = [upstream for upstream in self._upstreams.values() if not upstream.loops]
+        usable = [upstream for upstream in self._of_name(labels) if not upstream.loops]
         return sorted(usable, key=lambda each: _is_recent(each.failed_at, now))
+
+    def are_down(self, labels: tuple[bytes, ...]) -> bool:
+        """Whether nobody who is asked for this name has answered lately."""
+        now = self._clock()
+        return all(each.loops or _is_recent(each.failed_at, now) for each in self._of_name(labels))
+
+    def speaks_edns(self, upstream: Upstream) -> bool:
+        """Whether to ask it with EDNS."""
+        return upstream.plain_until is None or self._clock() >= upstream.plain_until
+
+    def refused_edns(self, upstream: Upstream) -> None:
+        """It could not read EDNS."""
+        upstream.plain_until = self._clock() + PLAIN_SECONDS
+
+    def counts(self) -> dict[str, UpstreamCounts]:
+        """Of every resolver in use, written as ``host#port``."""
+        return {
+            str(each): UpstreamCounts(each.failed_at is None and not each.loops, each.queries, each.replies)
+            for each in self._upstreams.values()
+        }
+
+    def _of_name(self, labels: tuple[bytes, ...]) -> list[Upstream]:
+        listed = self._listed
+        if self._domains:
+            for depth in range(len(labels)):
+                if labels[depth:] in self._domains:
+                    listed = self._domains[labels[depth:]]
+                    break
+        return [self._upstreams[address] for address in listed if address in self._upstreams]
 
     def failed(self, upstream: Upstream, reason: str) -> None:
         """It did not answer, or not to be used."""
@@ -80,6 +135,7 @@ class Upstreams:
 
     def answered(self, upstream: Upstream) -> None:
         """It did answer."""
+        upstream.replies += 1
         if upstream.failed_at is not None:
             log.info("dns_upstream_recovered", upstream=str(upstream))
             upstream.failed_at = None

@@ -5,6 +5,7 @@ of the tests.
 """
 
 from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from discovery.errors import DiscoveryError
@@ -16,8 +17,8 @@ EDNS_BYTES = 1232
 """What we announce and the most we send over UDP: it crosses any path unfragmented (DNS flag day 2020)."""
 STREAM_BYTES = 65535
 
-A, NS, SOA, HINFO, AAAA, SRV, OPT = 1, 2, 6, 13, 28, 33, 41
-TKEY, TSIG, IXFR, AXFR, ANY = 249, 250, 251, 252, 255
+A, NS, CNAME, SOA, PTR, HINFO, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 13, 16, 28, 33, 41
+SIG, TKEY, TSIG, IXFR, AXFR, ANY = 24, 249, 250, 251, 252, 255
 IN = 1
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
@@ -32,6 +33,7 @@ _HEADER = Struct(">HHHHHH")
 _COUNTS = Struct(">HHHHH")
 _TYPE_CLASS = Struct(">HH")
 _RECORD = Struct(">HHIH")
+_SOA_TIMES_BYTES = 20
 
 
 class BadMessage(DiscoveryError):
@@ -48,6 +50,9 @@ class Edns(NamedTuple):
     size: int
     version: int
     dnssec_ok: bool
+
+
+_PLAIN = Edns(EDNS_BYTES, 0, dnssec_ok=False)
 
 
 class Query(NamedTuple):
@@ -99,7 +104,9 @@ def parse_query(data: bytes) -> Query:
     qtype, qclass = _TYPE_CLASS.unpack_from(data, offset)
     edns = None
     if answers or authorities or additionals:
-        edns = _read_edns(data, end, answers + authorities, additionals)
+        if answers or (authorities and qtype != IXFR):
+            raise BadMessage(FORMERR)
+        edns = _read_edns(data, end, authorities, additionals)
     return Query(data[:2], flags, data[HEADER_BYTES:end], labels, qtype, qclass, edns)
 
 
@@ -134,10 +141,13 @@ def read_name(data: bytes, offset: int, *, compressed: bool) -> tuple[tuple[byte
     return tuple(labels), end or offset + 1
 
 
-def _read_edns(data: bytes, offset: int, others: int, additionals: int) -> Edns | None:
-    """Walk the records after the question; the OPT record among the additional ones, if there is one."""
+def _read_edns(data: bytes, offset: int, authorities: int, additionals: int) -> Edns | None:
+    """Walk the records after the question; the OPT record among the additional ones, if there is one.
+
+    A query has no others than OPT, a signature and, for IXFR, the SOA that the client holds (RFC 1995, 3).
+    """
     edns = None
-    for index in range(others + additionals):
+    for index in range(authorities + additionals):
         owner, after = read_name(data, offset, compressed=True)
         body = after + _RECORD.size
         if body > len(data):
@@ -146,11 +156,22 @@ def _read_edns(data: bytes, offset: int, others: int, additionals: int) -> Edns 
         offset = body + length
         if offset > len(data):
             raise BadMessage(FORMERR)
-        if rtype == OPT:
-            if edns is not None or owner or index < others or not _options_fit(data, body, offset):
+        if index < authorities:
+            if rtype != SOA or not _soa_fits(data, body, offset):
+                raise BadMessage(FORMERR)
+        elif rtype == OPT:
+            if edns is not None or owner or not _options_fit(data, body, offset):
                 raise BadMessage(FORMERR)
             edns = Edns(size, ttl >> 16 & 0xFF, bool(ttl & 0x8000))
+        elif rtype not in (SIG, TSIG) or not length:
+            raise BadMessage(FORMERR)
     return edns
+
+
+def _soa_fits(data: bytes, offset: int, end: int) -> bool:
+    for _ in range(2):
+        _, offset = read_name(data, offset, compressed=True)
+    return offset + _SOA_TIMES_BYTES == end
 
 
 def _options_fit(data: bytes, offset: int, end: int) -> bool:
@@ -182,22 +203,46 @@ def build_reply(query: Query, sections: Sections, *, authoritative: bool, most_b
     """The reply to ``query`` within ``most_bytes``.
 
     If it does not fit it goes without its additional records, which a resolver can ask for, and if that is
-    not enough, empty with TC.
+    not enough, with the answers that do fit and TC.
     """
     rcode, answers, authorities, additionals, answer, authority, additional = sections
-    opt = _opt(query.edns, rcode) if query.edns is not None else b""
+    opt = edns_record(query.edns, rcode) if query.edns is not None else b""
     flags = QR | RA | query.flags & (RD | CD) | rcode & 0xF
     if authoritative:
         flags |= AA
-    room = most_bytes - HEADER_BYTES - len(query.question) - len(opt) - len(answer) - len(authority)
-    if room < len(additional):
+    room = most_bytes - HEADER_BYTES - len(query.question) - len(opt)
+    if len(answer) + len(authority) + len(additional) > room:
         additionals, additional = 0, b""
-    if room < 0:
-        answers = authorities = 0
-        answer = authority = b""
+    if len(answer) + len(authority) > room:
+        authorities, authority = 0, b""
+        answers, answer = _first_records(answer, answers, room)
         flags |= TC
     counts = _COUNTS.pack(flags, 1, answers, authorities, additionals + bool(opt))
     return b"".join((query.id, counts, query.question, answer, authority, additional, opt))
+
+
+def _first_records(records: bytes, count: int, room: int) -> tuple[int, bytes]:
+    """The records from the front that fit whole, at most ``count``, and their number.
+
+    musl before 1.2.4 does not come back over TCP, and takes what it was given.
+    """
+    kept = end = 0
+    try:
+        while kept < count:
+            body = _skip_name(records, end) + _RECORD.size
+            after = body + _RECORD.unpack_from(records, body - _RECORD.size)[3]
+            if after > min(room, len(records)):
+                break
+            kept, end = kept + 1, after
+    except (IndexError, StructError):
+        pass  # An upstream has told of more than it sent.
+    return kept, records[:end]
+
+
+def _skip_name(data: bytes, offset: int) -> int:
+    while 0 < (size := data[offset]) < 0xC0:
+        offset += 1 + size
+    return offset + (2 if size else 1)
 
 
 def build_error(data: bytes, rcode: int) -> bytes:
@@ -206,7 +251,8 @@ def build_error(data: bytes, rcode: int) -> bytes:
     return data[:2] + _COUNTS.pack(QR | RA | flags | rcode, 0, 0, 0, 0)
 
 
-def _opt(edns: Edns, rcode: int) -> bytes:
+def edns_record(edns: Edns, rcode: int = NOERROR) -> bytes:
+    """Our OPT record towards one who said ``edns``."""
     # RFC 3225, 3: DO is copied. RFC 6891, 6.1.3: the upper bits of the rcode, and version 0.
     ttl = (rcode >> 4) << 24 | (0x8000 if edns.dnssec_ok else 0)
     return b"\0" + _RECORD.pack(OPT, EDNS_BYTES, ttl, 0)
@@ -215,14 +261,17 @@ def _opt(edns: Edns, rcode: int) -> bytes:
 # ---- forwarding -------------------------------------------------------------------------------------
 
 
-def build_query(query: Query, id_: int) -> bytes:
-    """The question to put to an upstream for ``query``. EDNS is ours, hop by hop (RFC 6891, 6.2.6)."""
-    opt = _opt(query.edns, NOERROR) if query.edns is not None else b""
+def build_query(query: Query, id_: int, *, edns: bool = True) -> bytes:
+    """The question to put to an upstream for ``query``.
+
+    EDNS is ours, hop by hop (RFC 6891, 6.2.6), whatever the client speaks: the reply may be for others too.
+    """
+    opt = edns_record(query.edns or _PLAIN) if edns else b""
     return _HEADER.pack(id_, query.flags & (RD | CD), 1, 0, 0, bool(opt)) + query.question + opt
 
 
 class UpstreamReply(NamedTuple):
-    """A reply to our question. ``complete`` tells that it holds the question, and so can be relayed."""
+    """A reply to our question. ``complete`` tells that it holds the question, and may hold more."""
 
     message: bytes
     rcode: int
@@ -249,18 +298,3 @@ def parse_reply(reply: bytes, id_: int, query: Query) -> UpstreamReply | None:
     if questions != 1 or not same or reply[end - 4 : end] != query.question[-4:]:
         return None
     return UpstreamReply(reply, rcode, truncated=bool(flags & TC))
-
-
-def relay_reply(reply: bytes, query: Query, most_bytes: int) -> bytes:
-    """An upstream's reply, complete by parse_reply, as the reply to ``query``.
-
-    AD is cleared: we have not validated anything.
-    """
-    _, flags, _, answers, authorities, additionals = _HEADER.unpack_from(reply)
-    flags = flags & (QR | AA | TC | 0xF) | RA | query.flags & (RD | CD)
-    if len(reply) > most_bytes:
-        sections = Sections(flags & 0xF)
-        cut = build_reply(query, sections, authoritative=False, most_bytes=most_bytes)
-        return cut[:2] + (int.from_bytes(cut[2:4], "big") | TC).to_bytes(2, "big") + cut[4:]
-    counts = _COUNTS.pack(flags, 1, answers, authorities, additionals)
-    return query.id + counts + query.question + reply[HEADER_BYTES + len(query.question) :]

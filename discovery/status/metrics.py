@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from discovery.status.dns_metrics import dns_metrics
 from discovery.status.view import StatusView
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -79,6 +80,7 @@ class _ViewCollector(Collector):
         yield reloads
         yield _states("discovery_ready", "1 for a part that is ready, else 0.", self._view.readiness())
         yield _states("discovery_healthy", "1 for a part that is alive, else 0.", self._view.health())
+        yield from dns_metrics(self._view.dns())
 
 
 def _gauge(name: str, documentation: str, value: int | bool | None) -> GaugeMetricFamily:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from discovery.catalog import Catalog, Problem
+from discovery.dns.stats import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class StatusView:
     ``problems`` are those of the catalog and those of this node's appliers. ``readiness`` and ``health``
     map the name of a part (``store``, ``haproxy``; a thread) to whether it is as it should be.
     ``store_connected`` and ``registrations`` (how many instances this node has in the store) are None
-    where no role knows. ``haproxy_reloads`` counts by reason.
+    where no role knows. ``haproxy_reloads`` counts by reason. ``dns`` is None where that role does not run.
     """
 
     catalog: Callable[[], Catalog | None]
@@ -24,3 +25,4 @@ class StatusView:
     store_connected: Callable[[], bool | None] = lambda: None
     registrations: Callable[[], int | None] = lambda: None
     haproxy_reloads: Callable[[], Mapping[str, int]] = dict
+    dns: Callable[[], Counts | None] = lambda: None

@@ -23,7 +23,7 @@ def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> No
     environ = {"DISCOVERY_STATE": "/environment", "DISCOVERY_ZONE": "environment"}
     loaded = load({"state_dir": "/flag"}, environ, file)
     assert loaded.settings.state_dir == Path("/flag")
-    assert loaded.settings.dns.zone == "environment"
+    assert loaded.settings.dns.zone == ("environment",)
     assert loaded.settings.dns.ttl_seconds == 9
     assert loaded.settings.proxy.http == ("*:81", "*:82")
     assert loaded.settings.registrator.ttl_seconds == 30

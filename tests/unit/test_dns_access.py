@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from discovery.dns.access import Access, own_interfaces, own_networks
+from discovery.dns.limit import MOST_CLIENTS, RateLimit
 from discovery.dns.resolvconf import ResolvConf, parse_resolv_conf
 from discovery.dns.stats import Outcome, Stats
 
@@ -41,13 +42,13 @@ def test_link_local_clients_are_known_with_their_interface() -> None:
     assert "fe80::1%eth0" in access.known
 
 
-def test_strangers_make_it_look_again_but_at_most_once_a_second() -> None:
+def test_strangers_make_it_look_again_but_at_most_ten_times_a_second() -> None:
     now, reading = [0.0], Reading("127.0.0.0/8")
     access = Access(None, clock=lambda: now[0], read=reading)
     for _ in range(100):
         assert not access.allows("172.17.0.2")
     assert reading.times == 1
-    now[0] = 1.0
+    now[0] = 0.1
     reading.networks = ("127.0.0.0/8", "172.17.0.0/16")
     for _ in range(100):
         assert access.allows("172.17.0.2")
@@ -100,3 +101,30 @@ def test_counts_have_bounded_labels() -> None:
     assert counts[Outcome("other", "other", "local")] > 500
     assert sum(counts.values()) == 4000
     assert len(counts) < 600
+
+
+class TestRateLimit:
+    def test_a_client_may_ask_so_much_a_second_whatever_others_do(self) -> None:
+        now = [0.0]
+        limit = RateLimit(10, clock=lambda: now[0])
+        assert [limit.takes("10.0.0.1") for _ in range(15)] == [True] * 10 + [False] * 5
+        assert limit.takes("10.0.0.2")
+        now[0] = 0.25
+        assert [limit.takes("10.0.0.1") for _ in range(4)] == [True, True, False, False]
+        now[0] = 100.0
+        assert [limit.takes("10.0.0.1") for _ in range(15)] == [True] * 10 + [False] * 5
+
+    def test_over_time_it_is_neither_more_nor_less(self) -> None:
+        now = [0.0]
+        limit = RateLimit(7, clock=lambda: now[0])
+        allowed = 0
+        for tick in range(10_000):
+            now[0] = tick / 1000
+            allowed += limit.takes("10.0.0.1")
+        assert 7 * 10 <= allowed <= 7 * 11
+
+    def test_clients_without_end_take_memory_with_an_end(self) -> None:
+        limit = RateLimit(1, clock=lambda: 0.0)
+        for number in range(MOST_CLIENTS * 2):
+            assert limit.takes(str(number))
+        assert len(limit._buckets) <= MOST_CLIENTS

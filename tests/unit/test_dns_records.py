@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import dnslib
 import pytest
 from hypothesis import given
@@ -11,26 +14,30 @@ from discovery.dns.settings import DnsSettings
 from discovery.dns.wire import Query
 from discovery.errors import ConfigError
 
+TAGGED = Attributes(tags=tuple("t" * length for length in range(1, 100)))
 SERVICES = {
     "web": Service(
         "web",
         instances=(
             Instance("a", "10.0.0.1", 8000),
-            Instance("b", "10.0.0.1", 8001, Attributes(weight=7)),
-            Instance("c", "fd00::1", 8000),
+            Instance("b", "10.0.0.1", 8001, Attributes(weight=7, node="n", tags=("blue", "v1"))),
+            Instance("c", "fd00::1", 8000, Attributes(tags=("v1", "é"), container="c", image="i")),
             Instance("d", "10.0.0.9", 8000, Attributes(draining=True)),
         ),
     ),
-    "idle": Service("idle"),
+    "idle": Service("idle", "tcp", host_port=5432),
+    "tagged": Service(
+        "tagged", instances=tuple(Instance(str(i), "10.0.0.1", i, TAGGED) for i in (1, 2)), host_port=65535
+    ),
     "many": Service("many", instances=tuple(Instance(str(i), f"10.1.0.{i}", 80) for i in range(1, 41))),
 }
 LISTEN = (("127.0.0.1", 53),)
 
 
 def zone(
-    answer: tuple[str, ...] = ("172.17.42.1",), zone: str = "local", wildcard: bool = False, serial: int = 42
+    answer: tuple[str, ...] = ("172.17.42.1",), zone: str = "local", serial: int = 42, **settings: Any
 ) -> Zone:
-    return Zone(DnsSettings(LISTEN, answer, zone=zone, wildcard=wildcard), SERVICES, serial)
+    return Zone(DnsSettings(LISTEN, answer, zones=(zone,), **settings), SERVICES, serial)
 
 
 def ask(
@@ -75,7 +82,7 @@ def test_a_service_is_the_edge_with_or_without_instances(name: str) -> None:
     assert (reply.rr[0].ttl, reply.header.aa, reply.header.rcode) == (5, 1, 0)
 
 
-@pytest.mark.parametrize("qtype", ["AAAA", "MX", "TXT", "SRV", "NS", "SOA", "HTTPS", "TYPE65280"])
+@pytest.mark.parametrize("qtype", ["AAAA", "MX", "PTR", "SRV", "NS", "SOA", "HTTPS", "TYPE65280"])
 def test_a_known_name_answers_every_type(qtype: str) -> None:
     assert_nothing(ask("web.local", qtype), "NOERROR")
 
@@ -96,7 +103,8 @@ def test_an_edge_with_ipv6_answers_both() -> None:
         "10-0-0-01.web.local",
         "a.b.web.local",
         "_nosuch._tcp.local",
-        "_web._udp.local",
+        "_nosuch._udp.local",
+        "_web._sctp.local",
         "x._web._tcp.local",
         "\\195\\164.local",
     ],
@@ -128,13 +136,15 @@ def test_the_targets_of_srv_resolve() -> None:
 def test_the_names_of_srv_are_nodata_where_they_have_no_record() -> None:
     assert_nothing(ask("_web._tcp.local", "A"), "NOERROR")
     assert_nothing(ask("_idle._tcp.local", "SRV"), "NOERROR")
-    assert_nothing(ask("_tcp.local", "SRV"), "NOERROR")
+    for qtype in ("SRV", "A", "TXT"):
+        for name in ("_tcp.local", "_udp.local", "_web._udp.local"):
+            assert_nothing(ask(name, qtype), "NOERROR")
 
 
 def test_srv_that_does_not_fit_sheds_addresses_then_says_tc_and_is_whole_over_tcp() -> None:
     small, large = ask("_many._tcp.local", "SRV"), ask("_many._tcp.local", "SRV", edns=True)
-    assert (small.header.tc, len(small.rr)) == (1, 0)
-    assert (large.header.tc, len(large.rr)) == (1, 0)
+    assert (small.header.tc, len(small.rr)) == (1, 12)
+    assert (large.header.tc, len(large.rr)) == (1, 29)
     whole = ask("_many._tcp.local", "SRV", stream=True)
     assert (whole.header.tc, len(whole.rr), len(whole.ar)) == (0, 40, 40)
 
@@ -163,6 +173,135 @@ def test_wildcard_answers_every_name() -> None:
         assert_nothing(ask(name, "AAAA", of=every), "NOERROR")
     assert len(ask("_web._tcp.local", "SRV", of=every).rr) == 3
     assert data(ask("10-0-0-1.web.local", of=every).rr) == ["A 10.0.0.1"]
+
+
+def test_names_below_a_service_are_the_edge_where_the_settings_say_so() -> None:
+    below = zone(subdomains=True)
+    for name in ("x.web.local", "a.b.Web.local", "_tcp.web.local"):
+        assert data(ask(name, of=below).rr) == ["A 172.17.42.1"]
+        assert_nothing(ask(name, "TXT", of=below), "NOERROR")
+    for name in ("x.nosuch.local", "x.ns.local", "x._web._tcp.local"):
+        assert_nothing(ask(name, of=below), "NXDOMAIN")
+    assert data(ask("10-0-0-1.web.local", of=below).rr) == ["A 10.0.0.1"]
+    assert data(ask("10-0-0-2.web.local", of=below).rr) == ["A 172.17.42.1"]
+
+
+def test_txt_tells_what_clients_may_know() -> None:
+    def texts(name: str) -> list[str]:
+        (record,) = ask(name, "TXT").rr
+        return [text.decode() for text in record.rdata.data]
+
+    assert texts("web.local") == ["scheme=http", "tags=blue,v1,é"]
+    assert texts("idle.local") == ["scheme=tcp", "host_port=5432"]
+    assert_nothing(ask("ns.local", "TXT"), "NOERROR")
+    assert_nothing(ask("local", "TXT"), "NOERROR")
+
+
+def test_txt_is_bounded_by_whole_tags() -> None:
+    (record,) = ask("tagged.local", "TXT").rr
+    scheme, port, tags = record.rdata.data
+    assert (scheme, port) == (b"scheme=http", b"host_port=65535")
+    assert 190 < len(tags) <= 205
+    assert tags.removeprefix(b"tags=").split(b",") == [b"t" * n for n in range(1, 19)]
+
+
+def test_the_longest_txt_fits_without_edns() -> None:
+    suffix, name = ".".join(["z" * 49] * 3), "n" * 63
+    services = {name: replace(SERVICES["tagged"], name=name)}
+    longest = Zone(DnsSettings(LISTEN, ("172.17.42.1",), zones=(suffix,)), services)
+    reply = ask(f"{name}.{suffix}", "TXT", of=longest)
+    assert (reply.header.tc, len(reply.rr)) == (0, 1)
+
+
+def test_negative_answers_have_a_ttl_of_their_own() -> None:
+    short = zone(ttl_seconds=300, negative_ttl_seconds=2)
+    assert ask("web.local", of=short).rr[0].ttl == 300
+    assert ask("local", "SOA", of=short).rr[0].ttl == 300
+    for name, qtype in (("nosuch.local", "A"), ("web.local", "AAAA"), ("1.0.0.10.in-addr.arpa", "PTR")):
+        (soa,) = ask(name, qtype, of=short).auth
+        assert (soa.ttl, soa.rdata.times[4]) == (2, 2)
+
+
+class TestSeveralZones:
+    BOTH = Zone(
+        DnsSettings(LISTEN, ("172.17.42.1",), zones=("local", "Svc.example.org.", "in.local")), SERVICES
+    )
+
+    @pytest.mark.parametrize("suffix", ["local", "svc.example.org", "in.local"])
+    def test_have_the_same_names(self, suffix: str) -> None:
+        assert data(ask(f"web.{suffix}", of=self.BOTH).rr) == ["A 172.17.42.1"]
+        assert_nothing(ask(f"nosuch.{suffix}", of=self.BOTH), "NXDOMAIN", f"{suffix}.")
+        assert str(ask(suffix, "SOA", of=self.BOTH).rr[0].rdata.mname) == "ns.local."
+        srv = ask(f"_web._tcp.{suffix}", "SRV", of=self.BOTH)
+        assert str(srv.rr[0].rdata.target) == f"10-0-0-1.web.{suffix}."
+        assert data(ask(f"10-0-0-1.web.{suffix}", of=self.BOTH).rr) == ["A 10.0.0.1"]
+
+    def test_others_are_not_ours(self) -> None:
+        for name in ("example.org", "web.example.org"):
+            question = bytes(dnslib.DNSRecord.question(name).pack())
+            assert isinstance(respond(self.BOTH, question, stream=False), Query)
+
+
+class TestNamesOfAddresses:
+    OURS = "1.42.17.172.in-addr.arpa"
+
+    def test_the_edges_address_is_the_name_server(self) -> None:
+        assert data(ask(self.OURS.upper(), "PTR").rr) == ["PTR ns.local."]
+        assert data(ask("ns.local").rr) == ["A 172.17.42.1"]
+        six = "2.4." + "0." * 28 + "d.f.ip6.arpa"
+        assert data(ask(six, "PTR", of=zone(answer=("fd00::42",))).rr) == ["PTR ns.local."]
+        assert_nothing(ask(self.OURS, "A"), "NOERROR", self.OURS + ".")
+        assert_nothing(ask("x." + self.OURS, "PTR"), "NXDOMAIN", self.OURS + ".")
+
+    @pytest.mark.parametrize(
+        ("name", "of"),
+        [
+            ("1.0.0.10.in-addr.arpa", "10.in-addr.arpa"),
+            ("1.2.16.172.in-addr.arpa", "16.172.in-addr.arpa"),
+            ("1.2.31.172.in-addr.arpa", "31.172.in-addr.arpa"),
+            ("1.2.168.192.in-addr.arpa", "168.192.in-addr.arpa"),
+            ("1.2.64.100.in-addr.arpa", "64.100.in-addr.arpa"),
+            ("1.0.0.127.in-addr.arpa", "127.in-addr.arpa"),
+            ("1.0.254.169.in-addr.arpa", "254.169.in-addr.arpa"),
+            ("1." + "0." * 29 + "d.f.ip6.arpa", "d.f.ip6.arpa"),
+            ("1." + "0." * 28 + "9.e.f.ip6.arpa", "9.e.f.ip6.arpa"),
+        ],
+    )
+    def test_of_private_networks_stay_here(self, name: str, of: str) -> None:
+        assert_nothing(ask(name, "PTR"), "NXDOMAIN", of + ".")
+        assert_nothing(ask(of, "PTR"), "NOERROR", of + ".")
+        assert data(ask(of, "NS").rr) == ["NS ns.local."]
+        assert ask(of, "SOA").rr[0].rtype == wire.SOA
+        question = bytes(dnslib.DNSRecord.question(name, "PTR").pack())
+        assert isinstance(respond(zone(forward_private=True), question, stream=False), Query)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "8.8.8.8.in-addr.arpa",
+            "1.2.15.172.in-addr.arpa",
+            "1.2.32.172.in-addr.arpa",
+            "1.2.128.100.in-addr.arpa",
+            "168.192.in-addr.arpa.example.org",
+            "1.c.f.ip6.arpa",
+            "168.in-addr.arpa",
+            "arpa",
+        ],
+    )
+    def test_of_the_world_are_asked_of_it(self, name: str) -> None:
+        question = bytes(dnslib.DNSRecord.question(name, "PTR").pack())
+        assert isinstance(respond(zone(), question, stream=False), Query)
+
+    def test_of_a_domain_with_an_upstream_are_asked_there(self) -> None:
+        there = zone(domain_upstreams=(("2.10.in-addr.arpa", (("192.0.2.1", 53),)),))
+        inside = bytes(dnslib.DNSRecord.question("1.3.2.10.in-addr.arpa", "PTR").pack())
+        assert isinstance(respond(there, inside, stream=False), Query)
+        assert_nothing(ask("1.3.3.10.in-addr.arpa", "PTR", of=there), "NXDOMAIN", "10.in-addr.arpa.")
+
+
+def test_a_zone_with_one_service_changed_costs_nothing_that_grows() -> None:
+    """Its mapping is used as it is: whoever changes it makes a new one."""
+    assert zone().services is SERVICES
 
 
 def test_a_zone_of_several_labels() -> None:
@@ -260,13 +399,23 @@ def test_a_refusal_is_no_longer_than_the_question() -> None:
         ({"listen": (("127.0.0.1", 65536),)}, "dns.listen"),
         ({"answer": ()}, "dns.answer"),
         ({"answer": ("0.0.0.0",)}, "dns.answer"),
-        ({"zone": "lo cal"}, "dns.zone"),
-        ({"zone": ""}, "dns.zone"),
-        ({"zone": "a" * 64}, "dns.zone"),
+        ({"zones": ("lo cal",)}, "dns.zone"),
+        ({"zones": ("",)}, "dns.zone"),
+        ({"zones": ("local", "a" * 64)}, "dns.zone"),
         ({"ttl_seconds": -1}, "dns.ttl_seconds"),
         ({"upstreams": (("resolver", 53),)}, "dns.upstream"),
         ({"upstreams": (("127.0.0.1", 0),)}, "dns.upstream"),
         ({"upstreams": LISTEN}, "dns.upstream"),
+        ({"upstreams": (("0.0.0.0", 53),)}, "dns.upstream"),
+        ({"domain_upstreams": (("corp", (("resolver", 53),)),)}, "dns.upstream"),
+        ({"domain_upstreams": (("cor p", (("10.0.0.1", 53),)),)}, "dns.upstream"),
+        ({"domain_upstreams": (("x.LOCAL", (("10.0.0.1", 53),)),)}, "dns.upstream"),
+        ({"domain_upstreams": (("corp", LISTEN),)}, "dns.upstream"),
+        ({"zones": ()}, "dns.zone"),
+        ({"negative_ttl_seconds": -1}, "dns.negative_ttl_seconds"),
+        ({"stale_seconds": -1}, "dns.stale_seconds"),
+        ({"cache_entries": -1}, "dns.cache_entries"),
+        ({"queries_per_second": 0}, "dns.queries_per_second"),
         ({"networks": ("10.0.0.1/8",)}, "dns.networks"),
         ({"listen": (("FD00::1", 53),), "upstreams": (("fd00:0::1", 53),)}, "dns.upstream"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from discovery.catalog import Attributes, Catalog, Instance, Problem, Service
+from discovery.dns.stats import LATENCY_SECONDS, Counts, ForwardCounts, Stats, UpstreamCounts
 from discovery.errors import ConfigError
 from discovery.status.metrics import Metrics
 from discovery.status.server import StatusServer
@@ -32,6 +33,7 @@ class Node:
     connected: bool | None = None
     registrations: int | None = None
     reloads: Mapping[str, int] = field(default_factory=dict)
+    dns: Counts | None = None
 
     def view(self) -> StatusView:
         return StatusView(
@@ -42,6 +44,7 @@ class Node:
             store_connected=lambda: self.connected,
             registrations=lambda: self.registrations,
             haproxy_reloads=lambda: self.reloads,
+            dns=lambda: self.dns,
         )
 
 
@@ -205,6 +208,40 @@ def test_the_documentation_lists_exactly_the_metrics() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
     documented = re.findall(r"^\| `(discovery_\w+)` \| (\w+) \|", text, re.MULTILINE)
     assert sorted(documented) == sorted(have)
+
+
+def test_what_dns_counts_is_summed_over_processes() -> None:
+    def counts(is_up: bool) -> Counts:
+        stats = Stats()
+        stats.cell(1, 0, "local")[0] += 3
+        stats.cell(28, 3, "forwarded")[0] += 1
+        stats.took("local", 40e-6, answers=3)
+        stats.took("forwarded", 100.0)
+        stats.limited += 2
+        upstreams = {"192.0.2.1#53": UpstreamCounts(is_up, 5, 4)}
+        return stats.counts()._replace(forwarding=ForwardCounts(1, 2, 3, 4, upstreams))
+
+    metrics = Metrics()
+    metrics.show(Node(dns=counts(True).plus(counts(False).plus(counts(False).ended()))).view())
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+    }
+    assert samples["discovery_dns_queries_total", "A", "NOERROR", "local"] == 9
+    assert samples["discovery_dns_queries_total", "AAAA", "NXDOMAIN", "forwarded"] == 3
+    below, above = (str(bound) for bound in LATENCY_SECONDS[1:3])
+    assert samples["discovery_dns_answer_seconds_bucket", below, "local"] == 0
+    assert samples["discovery_dns_answer_seconds_bucket", above, "local"] == 9
+    assert samples["discovery_dns_answer_seconds_bucket", str(LATENCY_SECONDS[-1]), "forwarded"] == 0
+    assert samples["discovery_dns_answer_seconds_bucket", "+Inf", "forwarded"] == 3
+    assert samples["discovery_dns_answer_seconds_sum", "forwarded"] == 300
+    assert samples["discovery_dns_unanswered_total", "rate_limit"] == 6
+    found = [samples["discovery_dns_cache_total", result] for result in ("hit", "stale", "miss")]
+    assert found == [3, 6, 9]
+    assert samples[("discovery_dns_cache_entries",)] == 8
+    assert samples["discovery_dns_upstream_up", "192.0.2.1#53"] == 0
+    assert samples["discovery_dns_upstream_queries_total", "192.0.2.1#53"] == 15
 
 
 def test_an_address_in_use_is_a_wrong_setting() -> None:

@@ -42,7 +42,11 @@ RECHECK_SECONDS = 2 * HEARTBEAT_SECONDS
 SHARED_JITTER_SECONDS = 1.0
 """Survivors put a shared key back at different times: the first does it for all."""
 
-CONTEST_SECONDS = 120.0
+MOST_CONTEST_SECONDS = 300.0
+"""At most so long a key that another writer keeps overwriting is left to it: two nodes of one name each make
+every edge reload, so they had better not do it often."""
+
+CONTEST_SECONDS = 3 * MOST_CONTEST_SECONDS
 """How long a key that another writer overwrote is reported."""
 
 
@@ -109,7 +113,7 @@ class Registrator:
         self._held: _Held | None = None
         self._restore_due: dict[str, float] = {}
         self._contested: dict[str, tuple[float, Problem]] = {}
-        self._contest_backoff = Backoff(first_seconds=1, most_seconds=30)
+        self._contest_backoff = Backoff(first_seconds=1, most_seconds=MOST_CONTEST_SECONDS)
         self._store_backoff = Backoff(first_seconds=0.2, most_seconds=max(0.2, ttl_seconds / 3))
         self._not_before = 0.0
         self._recheck_due: float | None = None

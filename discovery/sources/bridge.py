@@ -5,6 +5,9 @@ import socket
 import docker
 import psutil
 import requests
+import structlog
+
+log = structlog.get_logger(__name__)
 
 DEFAULT_BRIDGE = "docker0"
 _TIMEOUT_SECONDS = 5
@@ -33,6 +36,7 @@ def _interface(url: str | None) -> str:
             network = client.inspect_network("bridge")
         finally:
             client.close()
-    except (docker.errors.DockerException, requests.RequestException):
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        log.warning("bridge_assumed", interface=DEFAULT_BRIDGE, engine=url, error=str(error))
         return DEFAULT_BRIDGE
     return str((network.get("Options") or {}).get(_NAME, DEFAULT_BRIDGE))

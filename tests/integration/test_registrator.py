@@ -18,6 +18,7 @@ from discovery.sources.docker_source import DockerSource
 from discovery.stores import open_store
 from discovery.stores.base import Store
 from tests.lab.dockerd import DockerEngine
+from tests.lab.thread import in_thread
 from tests.lab.wait import until
 
 RULES = Rules(node="n1", address="192.0.2.7")
@@ -38,15 +39,8 @@ def store() -> Iterator[Store]:
 def registering(engine: DockerEngine, store: Store, rules: Rules = RULES) -> Iterator[Registrator]:
     source = DockerSource(engine.url, rules, timeout_seconds=5)
     registrator = Registrator(store, source, ttl_seconds=10)
-    stop = threading.Event()
-    thread = threading.Thread(target=registrator.run, args=(stop,))
-    thread.start()
-    try:
+    with in_thread(registrator.run):
         yield registrator
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def hosts(store: Store) -> dict[str, str]:

@@ -15,6 +15,7 @@ from discovery.reconcile import Plan, plan
 from discovery.registrator import Registrator
 from discovery.stores.base import Changes, Session, Snapshot, Store
 from discovery.stores.memory import Memory, MemoryStore
+from tests.lab.thread import in_thread
 from tests.lab.wait import until
 
 TTL_SECONDS = 30.0
@@ -260,15 +261,8 @@ class Scene:
         self, source: StubSource, store: Store | None = None, ttl_seconds: float = TTL_SECONDS
     ) -> Iterator[Registrator]:
         registrator = Registrator(store or self.store, source, ttl_seconds=ttl_seconds, clock=self.clock)
-        stop = threading.Event()
-        thread = threading.Thread(target=registrator.run, args=(stop,))
-        thread.start()
-        try:
+        with in_thread(registrator.run):
             yield registrator
-        finally:
-            stop.set()
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 @pytest.fixture

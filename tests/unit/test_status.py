@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from discovery.errors import ConfigError
 from discovery.status.metrics import Metrics
 from discovery.status.server import StatusServer
 from discovery.status.view import StatusView
+from tests.lab.thread import in_thread
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,16 +61,8 @@ class Answer:
 @contextmanager
 def serving(node: Node, metrics: Metrics | None = None) -> Iterator[tuple[str, int]]:
     server = StatusServer(("127.0.0.1", 0), node.view(), metrics or Metrics())
-    address = server.address
-    stop = threading.Event()
-    thread = threading.Thread(target=server.run, args=(stop,))
-    thread.start()
-    try:
-        yield address
-    finally:
-        stop.set()
-        thread.join(timeout=20)
-        assert not thread.is_alive()
+    with in_thread(server.run):
+        yield server.address
 
 
 def ask(address: tuple[str, int], path: str, method: str = "GET") -> Answer:

@@ -10,7 +10,7 @@ from tests.lab.dockerd import DockerEngine
 @pytest.fixture(scope="session")
 def shared_engine() -> Iterator[DockerEngine]:
     """One engine for all, as starting one takes seconds."""
-    with DockerEngine(bip="172.29.43.1/24") as engine:
+    with DockerEngine() as engine:
         yield engine
 
 

@@ -219,7 +219,7 @@ def test_a_bad_container_harms_no_other(engine: DockerEngine, store: Store) -> N
 
 def test_an_engine_killed_and_started_again_with_live_restore(store: Store) -> None:
     with (
-        DockerEngine(bip="172.29.44.1/24", live_restore=True) as engine,
+        DockerEngine(live_restore=True) as engine,
         registering(engine, store) as registrator,
     ):
         web = engine.run("one", ports={80: 18090}, env=NAMED)
@@ -238,7 +238,7 @@ def test_an_engine_killed_and_started_again_with_live_restore(store: Store) -> N
 
 
 def test_what_died_with_the_engine_goes_when_it_is_back(store: Store) -> None:
-    with DockerEngine(bip="172.29.44.1/24") as engine, registering(engine, store) as registrator:
+    with DockerEngine() as engine, registering(engine, store) as registrator:
         engine.run("one", ports={80: 18090}, env=NAMED, command=OBEDIENT)
         until_hosts(store, {"web n1:one:80": "192.0.2.7:18090"})
         engine.kill()
@@ -249,7 +249,7 @@ def test_what_died_with_the_engine_goes_when_it_is_back(store: Store) -> None:
 
 
 def test_a_frozen_engine_is_an_error_not_an_empty_one(store: Store) -> None:
-    with DockerEngine(bip="172.29.44.1/24") as engine:
+    with DockerEngine() as engine:
         engine.run("one", ports={80: None}, env=NAMED)
         source = DockerSource(engine.url, RULES, relist_seconds=1, timeout_seconds=1)
         try:

@@ -49,7 +49,7 @@ CASES = {
 
 
 def main() -> None:
-    with DockerEngine() as engine:
+    with DockerEngine(bip="172.29.42.1/24") as engine:
 
         def docker(*arguments: str) -> str:
             environment = {**os.environ, "DOCKER_HOST": engine.url}

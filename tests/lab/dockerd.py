@@ -1,6 +1,7 @@
 """A real Docker engine for tests: its own root, socket, bridge and image; stopped, killed, started again."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import docker
 
@@ -41,7 +42,7 @@ APPLETS = (
 class DockerEngine:
     """A dockerd that is ours alone; a context manager that starts it and ends it with all its containers.
 
-    ``bip`` is the bridge's address. Without ``bridge`` the bridge is made here, under a name of its own, and
+    ``bip`` is the bridge's address, by default one that no other engine of these tests has. Without ``bridge`` the bridge is made here, under a name of its own, and
     removed again, so that several engines may run; with it, that bridge must exist. ``iptables`` is off, so
     that engines in one network namespace leave each other's rules alone: published ports work all the same,
     through docker-proxy. ``netns`` runs it inside a named network namespace. Directories stay the same over
@@ -51,7 +52,7 @@ class DockerEngine:
     def __init__(
         self,
         *,
-        bip: str = "172.29.42.1/24",
+        bip: str | None = None,
         bridge: str | None = None,
         netns: str | None = None,
         iptables: bool = False,
@@ -60,7 +61,8 @@ class DockerEngine:
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
         self.url = f"unix://{self.directory}/run/docker.sock"
-        self.bip = bip
+        self._subnet_lock: IO[str] | None = None
+        self.bip = bip or self._claim_bip()
         self._binary = need("dockerd")
         self._netns = netns
         self._own_bridge = bridge is None
@@ -84,6 +86,19 @@ class DockerEngine:
     def gateway(self) -> str:
         """The bridge's address, which containers reach the node by."""
         return self.bip.partition("/")[0]
+
+    def _claim_bip(self) -> str:
+        """The bridge address of a subnet that no other test run on this machine uses meanwhile."""
+        for third in range(48, 112):
+            lock = Path(tempfile.gettempdir(), f"discovery-lab-172.29.{third}.lock").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            self._subnet_lock = lock
+            return f"172.29.{third}.1/24"
+        raise AssertionError("every subnet for test engines is in use")
 
     # -- life
 
@@ -149,6 +164,8 @@ class DockerEngine:
                 [*self._prefix(), "ip", "link", "del", self.bridge], capture_output=True, check=False
             )
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self._subnet_lock is not None:
+            self._subnet_lock.close()
 
     # -- containers
 

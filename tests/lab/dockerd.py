@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import docker
 
@@ -42,11 +42,11 @@ APPLETS = (
 class DockerEngine:
     """A dockerd that is ours alone; a context manager that starts it and ends it with all its containers.
 
-    ``bip`` is the bridge's address, by default one that no other engine of these tests has. Without ``bridge`` the bridge is made here, under a name of its own, and
-    removed again, so that several engines may run; with it, that bridge must exist. ``iptables`` is off, so
-    that engines in one network namespace leave each other's rules alone: published ports work all the same,
-    through docker-proxy. ``netns`` runs it inside a named network namespace. Directories stay the same over
-    restarts.
+    ``bip`` is the bridge's address, by default one that no other engine of these tests has. Without
+    ``bridge`` the bridge is made here, under a name of its own, and removed again, so that several
+    engines may run; with it, that bridge must exist. ``iptables`` is off, so that engines in one network
+    namespace leave each other's rules alone: published ports work all the same, through docker-proxy.
+    ``netns`` runs it inside a named network namespace. Directories stay the same over restarts.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DockerEngine:
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
         self.url = f"unix://{self.directory}/run/docker.sock"
-        self._subnet_lock: IO[str] | None = None
+        self._subnet_lock: int | None = None
         self.bip = bip or self._claim_bip()
         self._binary = need("dockerd")
         self._netns = netns
@@ -90,11 +90,12 @@ class DockerEngine:
     def _claim_bip(self) -> str:
         """The bridge address of a subnet that no other test run on this machine uses meanwhile."""
         for third in range(48, 112):
-            lock = Path(tempfile.gettempdir(), f"discovery-lab-172.29.{third}.lock").open("w")
+            path = Path(tempfile.gettempdir(), f"discovery-lab-172.29.{third}.lock")
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                lock.close()
+                os.close(lock)
                 continue
             self._subnet_lock = lock
             return f"172.29.{third}.1/24"
@@ -165,7 +166,8 @@ class DockerEngine:
             )
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._subnet_lock is not None:
-            self._subnet_lock.close()
+            os.close(self._subnet_lock)
+            self._subnet_lock = None
 
     # -- containers
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from discovery.errors import ConfigError, RenderError
 from discovery.haproxy.model import Backend, Listener, Model
+from discovery.haproxy.routes import BACKENDS, HOSTS, MAPS, claim_hosts, map_text, routes_of
 from discovery.haproxy.settings import ProxySettings, join_address, split_address
 from discovery.templating import Templates
 
@@ -72,14 +73,7 @@ class Renderer:
         )
         if "\0" in config:
             raise RenderError("haproxy.cfg.j2: the text contains a NUL, which would end the configuration")
-        http = [backend for backend in model.backends.values() if backend.mode == "http"]
-        routes = "".join(f"{backend.name} {backend.name}\n" for backend in http)
-        return {
-            CONFIG: config,
-            "hosts.map": routes,
-            "paths.map": routes,
-            "keep.map": "".join(f"{backend.name} keep\n" for backend in http if backend.keep_path),
-        }
+        return {CONFIG: config, **_maps(model.backends.values())}
 
     def has_checks(self, model: Model) -> bool:
         """Whether servers are checked: each check takes a file, and all of them at most half the limit."""
@@ -102,6 +96,19 @@ class Renderer:
         if kept is not None:
             return kept
         return self._templates.render("listener.cfg.j2", proxy=self._proxy, listener=listener)
+
+
+def _maps(backends: Iterable[Backend]) -> Mapping[str, str]:
+    """The texts of the routing maps by file name."""
+    http = [backend.service for backend in backends if backend.mode == "http"]
+    entries: dict[str, dict[str, str]] = {name: {} for name in MAPS}
+    for service in http:
+        for name, made in routes_of(service).items():
+            entries[name].update(made)
+        entries[BACKENDS][service.name] = f"service:{service.name}"
+    hosts, _ = claim_hosts(service for service in http if "hosts" in service.options)
+    entries[HOSTS].update(hosts)
+    return {name: map_text(made) for name, made in entries.items()}
 
 
 def binds_of(files: Mapping[str, str]) -> frozenset[tuple[str, int]]:

@@ -1,24 +1,147 @@
-"""Whether a port can be listened on, found out before HAProxy tries: there a failure stops every listener."""
+"""Ports for HAProxy to listen on: found free, and kept free until it listens.
+
+A port that HAProxy cannot bind stops all its listeners for seconds, so one that is only tested is not
+enough: until HAProxy gets there, another program may have taken it. A reservation is a socket for each
+port that is bound but never listens. Of two sockets on one port Linux asks that both allow it, when one
+is bound and again when it listens, and that for a port that is shared (SO_REUSEPORT) both are of one user.
+So ours shares the port with HAProxy, which asks for that, and with nobody else of those that ask for less.
+
+What it cannot keep out is a program of the same user that shares ports as well. What it would keep out
+too is a HAProxy of another user than ours, or one that is told ``noreuseport``: ask for no hold there.
+"""
 
 import errno
+import resource
 import socket
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+from discovery.errors import ApplyError
+
+Bind = tuple[str, int]
+"""Host (``*`` for every IPv4 address, or an address without brackets) and TCP port."""
 
 _REASONS = {
     errno.EADDRINUSE: "is used by another program on this host",
     errno.EACCES: "needs the right to bind ports below 1024",
     errno.EADDRNOTAVAIL: "cannot be bound, for this host does not have the address {host}",
 }
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""Errors that say nothing of the port."""
+
+
+class Reservation:
+    """Ports that nobody but our HAProxy can take, until ``close``; a context manager.
+
+    ``refused`` tells of each port that cannot be listened on why not. ``held`` are those that are kept;
+    any other was free when it was looked at, and that is all.
+    """
+
+    def __init__(self, refused: Mapping[Bind, str], holds: Mapping[Bind, socket.socket]) -> None:
+        self.refused = refused
+        self._holds = dict(holds)
+
+    @property
+    def held(self) -> frozenset[Bind]:
+        """The ports that are kept at this moment."""
+        return frozenset(self._holds)
+
+    def close(self) -> None:
+        """Let go of all; what HAProxy listens on by now it keeps."""
+        while self._holds:
+            self._holds.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def reserve(binds: Iterable[Bind], *, hold: bool = True) -> Reservation:
+    """Look at each of ``binds`` and, unless ``hold`` is False, keep what is free for HAProxy.
+
+    Ports that our HAProxy listens on already must not be among them. Takes one descriptor a port, of at most
+    a quarter of what this process may open; ports beyond are only looked at. Raises ApplyError when the
+    kernel has no socket left to look with.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 if hold else 0
+    refused: dict[Bind, str] = {}
+    holds: dict[Bind, socket.socket] = {}
+    try:
+        # Step by step for all of them: *:80 and 127.0.0.1:80 of one configuration must not meet each other.
+        for bind in sorted(set(binds)):
+            try:
+                bound = _bound(bind)
+            except OSError as error:
+                refused[bind] = _reason(bind, error)
+                continue
+            if len(holds) < most:
+                holds[bind] = bound
+            else:
+                bound.close()
+        for bound in holds.values():
+            # Bound as HAProxy binds, past connections that linger; only now is nobody else let in.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        for port in {bind[1] for bind in holds if not _lets_haproxy_in(bind)}:
+            _give_up(port, holds, refused)
+    except BaseException:
+        for bound in holds.values():
+            bound.close()
+        raise
+    return Reservation(refused, holds)
+
+
+def _give_up(port: int, holds: dict[Bind, socket.socket], refused: dict[Bind, str]) -> None:
+    """Someone came between the first step and the second; or this kernel does not know such holds."""
+    binds = [bind for bind in holds if bind[1] == port]
+    for bind in binds:
+        holds.pop(bind).close()
+    for bind in binds:
+        try:
+            _bound(bind).close()
+        except OSError as error:
+            refused[bind] = _reason(bind, error)
+
+
+def _lets_haproxy_in(bind: Bind) -> bool:
+    try:
+        _bound(bind, shared=True).close()
+    except OSError as error:
+        _reason(bind, error)
+        return False
+    return True
+
+
+def _bound(bind: Bind, *, shared: bool = False) -> socket.socket:
+    """A socket bound as HAProxy binds, past connections in TIME_WAIT. Raises OSError.
+
+    Without ``shared`` it meets every listener on the port, another HAProxy's too.
+    """
+    host, port = bind
+    trial = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+        trial.bind(("" if host == "*" else host, port))
+    except OSError:
+        trial.close()
+        raise
+    return trial
+
+
+def _reason(bind: Bind, error: OSError) -> str:
+    """What an error of binding says of the port. Raises ApplyError when it says nothing of it."""
+    if error.errno in _OURS:
+        raise ApplyError(f"port {bind[1]} cannot be looked at: {error.strerror}") from error
+    reason = _REASONS.get(error.errno or 0, f"cannot be bound: {error.strerror}")
+    return reason.format(host=bind[0])
 
 
 def why_not(host: str, port: int) -> str | None:
-    """Why nothing can listen on TCP ``host:port`` (``*`` for every IPv4 address) now; None if it can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            # As HAProxy does, past connections in TIME_WAIT; but no SO_REUSEPORT, which another HAProxy has.
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("" if host == "*" else host, port))
-    except OSError as error:
-        reason = _REASONS.get(error.errno or 0, f"cannot be bound: {error.strerror}")
-        return reason.format(host=host)
-    return None
+    """Why nothing can listen on TCP ``host:port`` now; None if it can. Raises ApplyError as ``reserve``."""
+    return reserve([(host, port)], hold=False).refused.get((host, port))

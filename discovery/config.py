@@ -32,7 +32,12 @@ def _split(value: object) -> object:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+# HAProxy counts milliseconds in 31 bits.
+WholeSeconds = Annotated[int, Field(ge=1, le=2_000_000)]
 
 
 def _setting(default: Any, description: str, flag: str | None = None, *, secret: bool = False) -> Any:
@@ -93,6 +98,38 @@ class ProxySettings(_Section):
     templates: Path | None = _setting(
         None, "directory whose files replace HAProxy's templates one by one", "--templates"
     )
+    user: str | None = _setting(
+        None, "whom HAProxy becomes when the agent is root; default haproxy, where there is such a user"
+    )
+    mode: Literal["managed", "external"] = _setting(
+        "managed", "managed: we run HAProxy; external: we write its files, and somebody else runs it"
+    )
+    check_cmd: str | None = _setting(
+        None, "external: judges the new configuration `{{src}}`; default `haproxy -c` on it"
+    )
+    reload_cmd: str | None = _setting(None, "external: has HAProxy load the configuration, or starts it")
+    command_timeout_seconds: Seconds = _setting(60.0, "external: bound of each of the two commands")
+    reload_interval_seconds: SecondsFromZero = _setting(2.0, "least time between two reloads")
+    reload_spread_seconds: SecondsFromZero = _setting(
+        0.5, "most random delay of a reload, so that not all nodes reload at once"
+    )
+    spare_backends: Annotated[int, Field(ge=0, le=10_000)] = _setting(
+        50, "backends kept ready for services that are yet to come, which then need no reload"
+    )
+    held_ports: Texts | None = _setting(
+        None,
+        "ports kept open for services yet to come, which then need no reload: `tcp:9000-9099,http:9100-9199`",
+    )
+    mass_loss_share: Share = _setting(
+        0.5, "a loss of more than this share of all instances within a TTL is held back; 1 for never"
+    )
+    mass_loss_seconds: SecondsFromZero = _setting(
+        600.0, "how long such a loss is held back while HAProxy's checks succeed"
+    )
+    old_worker_seconds: WholeSeconds = _setting(
+        3600, "how long a worker may finish its connections after a reload"
+    )
+    old_workers: Count = _setting(20, "how many reloads a worker may outlive")
 
 
 class DnsSettings(_Section):

@@ -1,6 +1,7 @@
 """From settings to the parts of each role: every default that depends on the machine is decided here."""
 
 import os
+import pwd
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from discovery.config import Settings
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
 from discovery.errors import ConfigError, SchemaError
-from discovery.haproxy.settings import ProxySettings, split_address
+from discovery.haproxy.settings import ProxySettings, parse_held_ports, split_address
 from discovery.node import Node, node_name
 from discovery.registrator import Registrator
 from discovery.schema import parse_port, parse_scheme
@@ -19,6 +20,7 @@ from discovery.sources.docker_engine import ping
 from discovery.sources.docker_source import DockerSource
 from discovery.stores.base import Store
 
+HAPROXY_USER = "haproxy"
 DNS_PORT = 53
 STATUS_PORT = 8405
 
@@ -50,7 +52,31 @@ def proxy_settings(settings: Settings) -> ProxySettings:
         bind_address=proxy.bind_address,
         haproxy=proxy.haproxy,
         reserved_ports=_reserved_ports(settings),
+        user=_haproxy_user(proxy.user),
+        mode=proxy.mode,
+        check_cmd=proxy.check_cmd,
+        reload_cmd=proxy.reload_cmd,
+        command_timeout_seconds=proxy.command_timeout_seconds,
+        reload_interval_seconds=proxy.reload_interval_seconds,
+        reload_spread_seconds=proxy.reload_spread_seconds,
+        spare_backends=proxy.spare_backends,
+        held_ports=parse_held_ports(proxy.held_ports or ()),
+        mass_loss_share=proxy.mass_loss_share,
+        mass_loss_seconds=proxy.mass_loss_seconds,
+        mass_loss_window_seconds=settings.registrator.ttl_seconds,
+        hard_stop_after_seconds=proxy.old_worker_seconds,
+        max_reloads=proxy.old_workers,
     )
+
+
+def _haproxy_user(name: str | None) -> str:
+    """Whom HAProxy becomes. One that was named must be there, for else HAProxy would stay root."""
+    if name is None:
+        return HAPROXY_USER
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        raise ConfigError("proxy.user", f"there is no user {name!r}", "make it, or name another") from None
 
 
 def _reserved_ports(settings: Settings) -> dict[int, str]:

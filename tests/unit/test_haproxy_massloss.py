@@ -238,6 +238,13 @@ def test_address_claimed_before_the_loss_was_of_that_size() -> None:
     assert ids(told) == [*map(str, range(11, 20))]
 
 
+def test_address_claimed_long_after_the_loss() -> None:
+    guard, _ = held_guard()
+    guard.admit(catalog(revision=3), WINDOW_SECONDS + 1)
+    stranger = catalog(service("api", instance("1", "10")))
+    assert ids(guard.admit(stranger, WINDOW_SECONDS + 2)) == [*map(str, range(11, 20))]
+
+
 def test_two_names_of_one_address_are_no_strangers() -> None:
     alias = service("alias", *range(10, 20))
     guard = guard_with(WEB, alias)
@@ -281,6 +288,13 @@ def test_service_without_instances_is_what_they_said_it_was_but_for_what_is_said
     assert told.host_port == 9001
 
 
+def test_service_is_what_it_was_when_it_was_seen_last() -> None:
+    guard = guard_with(replace(WEB, options={"weight": "1"}))
+    guard.admit(catalog(service("web", *range(13, 20), options={"weight": "2"})), 1)
+    told = guard.admit(catalog(), 2).services["web"]
+    assert told == replace(WEB, options={"weight": "2"})
+
+
 def test_service_with_instances_is_what_they_say() -> None:
     was = replace(WEB, host_port=9000, options={"path": "keep"})
     guard = guard_with(was)
@@ -308,9 +322,10 @@ def test_while_nothing_is_wrong_the_catalog_is_the_same() -> None:
         assert guard.admit(given_catalog, number) is given_catalog
 
 
-def test_what_did_not_change_stays_the_same_object_while_something_is_held() -> None:
+@pytest.mark.parametrize("host_port", [None, 9000])
+def test_what_did_not_change_stays_the_same_object_while_something_is_held(host_port: int | None) -> None:
     api = service("api", 1, number=1)
-    guard = guard_with(WEB, api)
+    guard = guard_with(replace(WEB, host_port=host_port), api)
     first = guard.admit(catalog(api), 1)
     assert first.services["api"] is api
     # Only the revision moves on, as it does with every key elsewhere.

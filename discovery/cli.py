@@ -59,9 +59,10 @@ def _parameter(setting: Setting) -> str:
 def _configuration(context: click.Context) -> Configuration:
     """Settings from all sources; a flag after the command wins over the same before it."""
     given: dict[str, Any] = {}
-    for each in (context.parent, context):
-        if each is not None:
-            given |= {name: value for name, value in each.params.items() if value is not None}
+    each: click.Context | None = context
+    while each is not None:
+        given = {name: value for name, value in each.params.items() if value is not None} | given
+        each = each.parent
     flags = {s.key: given[_parameter(s)] for s in SETTINGS if _parameter(s) in given}
     file = given.get("config_file") or os.environ.get("DISCOVERY_CONFIG")
     configuration = load(flags, os.environ, Path(file) if file else None)
@@ -135,12 +136,42 @@ def registrator(context: click.Context, /, **_flags: object) -> None:
     _run_role(context, "registrator")
 
 
-@cli.command()
+@cli.group(invoke_without_command=True)
 @_with_settings(*_COMMON, *_PROXY, "registrator.ttl_seconds", "status.")
 @click.pass_context
 def proxy(context: click.Context, /, **_flags: object) -> None:
-    """Run the edge alone: HAProxy as the store says."""
-    _run_role(context, "proxy")
+    """Run the edge alone: HAProxy as the store says. Or tell the edge that runs on this node something."""
+    if context.invoked_subcommand is None:
+        _run_role(context, "proxy")
+
+
+@proxy.command()
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="how long the agent may take",
+)
+@_with_settings("state_dir", "log.")
+@click.pass_context
+def accept(context: click.Context, /, wait: float, **_flags: object) -> None:
+    """Accept a mass loss: no longer serve the instances that vanished from the store all at once.
+
+    They are held for a time, as long as HAProxy's checks find them living; this ends it, on this node.
+    """
+    from discovery.haproxy.accept import AcceptRequest, HeldFile
+
+    directory = _configuration(context).settings.proxy_dir
+    loss = HeldFile(directory).read()
+    if loss is None:
+        click.echo("nothing is held back")
+        return
+    for line in views.loss_lines(loss):
+        click.echo(line)
+    AcceptRequest(directory).hand_over(wait)
+    click.echo("accepted: they are served no more")
 
 
 @cli.command()

@@ -206,6 +206,11 @@ class Settings(_Section):
         """What is ours alone in the state directory; by its dot name no key of the file store."""
         return self.state_dir / ".agent"
 
+    @property
+    def proxy_dir(self) -> Path:
+        """What is the proxy role's alone."""
+        return self.private_dir / "haproxy"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

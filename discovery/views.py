@@ -9,6 +9,9 @@ from rich.text import Text
 
 from discovery.catalog import Catalog, Instance, Problem, Service
 from discovery.config import SETTINGS, Configuration
+from discovery.haproxy.massloss import MassLoss, clock_text
+
+SHOWN_IDS = 10
 
 
 def services_document(catalog: Catalog, problems: Sequence[Problem]) -> dict[str, object]:
@@ -69,6 +72,17 @@ def services_tables(catalog: Catalog) -> Iterator[Table]:
     if catalog.problems:
         problems = ((each.subject, each.reason, each.consequence) for each in catalog.problems)
         yield _table(("not as written", "why", "consequence"), problems)
+
+
+def loss_lines(loss: MassLoss) -> Iterator[str]:
+    """What is held back, since when and until when, then a line for each service."""
+    yield (
+        f"{loss.count} instances vanished from the store at {clock_text(loss.since_seconds)}, and are served"
+        f" until {clock_text(loss.until_seconds)} while HAProxy's checks find them living:"
+    )
+    for name, ids in loss.instances.items():
+        more = f", … ({len(ids)})" if len(ids) > SHOWN_IDS else ""
+        yield f"  {name}: {', '.join(ids[:SHOWN_IDS])}{more}"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

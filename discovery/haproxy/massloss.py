@@ -136,8 +136,8 @@ class MassLossGuard:
             None,
             "mass loss",
             f"{loss.count} instances of {len(loss.instances)} services ({names}) vanished from the store"
-            f" at {_clock(loss.since_seconds)}; while HAProxy's checks find them living they are served,"
-            f" until {_clock(loss.until_seconds)}; `discovery proxy accept` lets them go now",
+            f" at {clock_text(loss.since_seconds)}; while HAProxy's checks find them living they are served,"
+            f" until {clock_text(loss.until_seconds)}; `discovery proxy accept` lets them go now",
             "kept at its last good value",
         )
 
@@ -363,5 +363,6 @@ def _count_living(instances: Iterable[Instance]) -> int:
     return sum(not each.attributes.draining for each in instances)
 
 
-def _clock(unix_seconds: float) -> str:
+def clock_text(unix_seconds: float) -> str:
+    """The time of day, as people are told it."""
     return f"{datetime.fromtimestamp(unix_seconds, UTC):%H:%M:%S} UTC"

@@ -3,12 +3,16 @@
 import json
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from discovery.haproxy.accept import AcceptRequest, HeldFile
+from discovery.haproxy.massloss import MassLoss
 from tests.lab.agent import discovery_command, run
 from tests.lab.need import need
+from tests.lab.thread import in_thread
 from tests.lab.wait import until
 
 
@@ -153,3 +157,68 @@ def test_services_watch_prints_again_with_every_change(tmp_path: Path) -> None:
         until(lambda: "10.0.0.5:80" in out.read_text(), "the change")
         watching.send_signal(signal.SIGINT)
         assert watching.wait(20) == 130
+
+
+# ---- accepting a mass loss ---------------------------------------------------------------------------
+
+
+def held(tmp_path: Path) -> Path:
+    """The proxy role's directory, in which an agent says that it holds instances of two services."""
+    directory = tmp_path / ".agent" / "haproxy"
+    directory.mkdir(parents=True)
+    HeldFile(directory).write(
+        MassLoss(3600, 4200, {"api": ("0",), "web": tuple(f"n1:web:{port}" for port in range(80, 92))})
+    )
+    return directory
+
+
+def test_proxy_accept_tells_what_was_held_once_the_agent_took_it(tmp_path: Path) -> None:
+    directory = held(tmp_path)
+    taken: list[bool] = []
+
+    def agent(stop: threading.Event) -> None:
+        request = AcceptRequest(directory)
+        while not stop.wait(0.02):
+            if request.take():
+                taken.append(True)
+
+    with in_thread(agent):
+        done = run("proxy", "accept", f"--state={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert taken == [True]
+    assert "13 instances vanished from the store at 01:00:00 UTC" in done.stdout
+    assert "until 01:10:00 UTC" in done.stdout
+    assert "\n  api: 0\n" in done.stdout
+    assert "n1:web:89, … (12)\n" in done.stdout
+    assert "accepted" in done.stdout.splitlines()[-1]
+    assert not (directory / "accept").exists()
+
+
+def test_proxy_accept_without_anything_held_is_done(tmp_path: Path) -> None:
+    done = run("--state", str(tmp_path), "proxy", "accept")
+    assert (done.returncode, done.stdout) == (0, "nothing is held back\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_proxy_accept_without_an_agent_is_a_failure_that_leaves_no_request(tmp_path: Path) -> None:
+    directory = held(tmp_path)
+    done = run("proxy", f"--state={tmp_path}", "accept", "--wait=0.3")
+    assert done.returncode == 1
+    assert "no agent took the request" in done.stderr
+    assert "discovery agent" in done.stderr
+    assert "accepted" not in done.stdout
+    assert not (directory / "accept").exists()
+
+
+def test_proxy_accept_that_cannot_read_says_so(tmp_path: Path) -> None:
+    directory = held(tmp_path)
+    (directory / "held.json").write_text("[]")
+    done = run("proxy", "accept", f"--state={tmp_path}")
+    assert done.returncode == 1
+    assert "held.json: cannot be read" in done.stderr
+
+
+def test_proxy_has_no_other_subcommand(tmp_path: Path) -> None:
+    done = run("proxy", "acept", f"--state={tmp_path}")
+    assert done.returncode == 2
+    assert "No such command 'acept'" in done.stderr

@@ -63,7 +63,6 @@ class HeldFile:
             if not self._failed:
                 log.warning("held_instances_not_told", path=str(self._path), error=str(error))
             self._failed = True
-            self._known = False
         else:
             self._written, self._known, self._failed = loss, True, False
 

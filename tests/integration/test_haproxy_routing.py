@@ -1,6 +1,8 @@
 """Which request reaches which service, as a real HAProxy routes them."""
 
+import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from tests.lab.haproxy import (
     service,
     settings,
 )
+from tests.lab.need import need
+from tests.lab.raw import ask
+from tests.lab.tls import make
 
 
 @dataclass
@@ -42,9 +47,9 @@ def edge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         of = settings(tmp_path_factory.mktemp("edge"), binary)
         services = (
             service("web", web, host_port=host_port),
-            service("api", api),
+            service("api", api, options={"hosts": "www.example.com,*.example.org,web.pinned.org,*.local"}),
             service("10", ten),
-            service("kept", kept, options={"path": "keep"}),
+            service("kept", kept, options={"path": "keep", "redirect": "https"}),
             service("empty"),
             service("nobody", host_port=empty_port),
             service("down", free_port()),
@@ -66,6 +71,13 @@ def edge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         ("web:8080", "/", "web", "/"),
         ("web.", "/", "web", "/"),
         ("web.local.:80", "/", "web", "/"),
+        # a whole further host before the first label, that before a wildcard for one label
+        ("www.example.com", "/web/x", "api", "/web/x"),
+        ("WWW.Example.COM.:8080", "/", "api", "/"),
+        ("web.pinned.org", "/", "api", "/"),
+        ("web.example.org", "/", "web", "/"),
+        ("any.example.org", "/", "api", "/"),
+        ("any.local", "/", "api", "/"),
         # Host first, and then the path is left alone
         ("web.local", "/api/x", "web", "/api/x"),
         # else the first path segment, taken off
@@ -89,7 +101,7 @@ def edge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         ("[::1]:8080", "/api/x", "api", "/x"),
         ("[10::1]", "/api/x", "api", "/x"),
         ("10.local", "/", "ten", "/"),
-        # option path=keep
+        # option path=keep; and without https nothing is redirected to it
         ("any.domain", "/kept/a?b", "kept", "/kept/a?b"),
         ("kept.local", "/kept/a?b", "kept", "/kept/a?b"),
     ],
@@ -118,9 +130,15 @@ def _http10(edge: Edge, target: str) -> Answer:
         ("any.domain", "/API"),
         ("any.domain", "//api/x"),
         ("any.domain", "/db"),
-        ("db.local", "/"),
+        ("db.domain", "/"),
+        ("example.com", "/"),
+        ("x.www.example.com", "/"),
+        ("example.org", "/"),
+        ("a.b.example.org", "/"),
+        (".example.org", "/"),
+        ("local", "/"),
         ("any.web.domain", "/"),
-        ("websake.local", "/"),
+        ("websake.domain", "/"),
         (".web", "/"),
         ("127.0.0.1", "/"),
         ("10.0.0.1", "/"),
@@ -133,7 +151,7 @@ def test_names_no_service(edge: Edge, host: str, target: str) -> None:
 
 
 def test_the_404_page_names_what_was_asked_safely(edge: Edge) -> None:
-    answer = edge.fetch("/<script>alert(1)</script>/x", "nope.local")
+    answer = edge.fetch("/<script>alert(1)</script>/x", "nope.domain")
     assert answer.status == 404
     assert answer.headers["content-type"].startswith("text/plain")
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -190,3 +208,93 @@ def test_forwarded_headers_are_the_edges_own_word(edge: Edge) -> None:
 def test_a_stripped_prefix_is_told(edge: Edge) -> None:
     assert edge.fetch("/api/x", headers=FORGED).seen["headers"]["x-forwarded-prefix"] == "/api"
     assert "x-forwarded-prefix" not in edge.fetch("/kept/x", headers=FORGED).seen["headers"]
+
+
+# ---- https ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SecureEdge:
+    http: int
+    https: int
+    host_port: int
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def secure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureEdge]:
+    binary = haproxy_binary(request.param)
+    directory = tmp_path_factory.mktemp("secure")
+    certs = directory / "certs"
+    certs.mkdir()
+    (certs / "any.pem").write_text(make("any.domain").whole)
+    with ExitStack() as stack:
+        shop, open_ = (stack.enter_context(echo(name)) for name in ("shop", "open"))
+        https, host_port = free_port(), free_port()
+        of = settings(directory / "state", binary, https=(f"127.0.0.1:{https}",), certs=certs)
+        options = {"redirect": "https", "hosts": "www.example.com"}
+        services = (service("shop", shop, host_port=host_port, options=options), service("open", open_))
+        stack.enter_context(running(of, *services))
+        yield SecureEdge(front_port(of), https, host_port)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("host", "target", "location"),
+    [
+        ("shop.local", "/a?b=c&d", "https://shop.local:{}/a?b=c&d"),
+        ("shop.local:80", "/", "https://shop.local:{}/"),
+        ("www.example.com", "/a", "https://www.example.com:{}/a"),
+        ("any.domain", "/shop/a/b?c", "https://any.domain:{}/shop/a/b?c"),
+        ("10.0.0.1:8080", "/shop", "https://10.0.0.1:{}/shop"),
+        ("[::1]:8080", "/shop/", "https://[::1]:{}/shop/"),
+        ("shop.local", "//evil.example/x", "https://shop.local:{}//evil.example/x"),
+        ("shop.local", "http://shop.local/x?y", "https://shop.local:{}/x?y"),
+    ],
+)
+def test_option_redirect_leads_to_https(
+    secure: SecureEdge, method: str, host: str, target: str, location: str
+) -> None:
+    answer = fetch(secure.http, target, host, method)
+    # 308 and not 301, which makes a GET of a POST.
+    assert (answer.status, answer.headers["location"]) == (308, location.format(secure.https))
+
+
+def test_what_cannot_be_redirected_is_refused(secure: SecureEdge) -> None:
+    for target, version, host in (("/shop/x", "1.0", ""), ("*", "1.1", "Host: shop.local\r\n")):
+        answer = ask(secure.http, f"OPTIONS {target} HTTP/{version}\r\n{host}\r\n")
+        assert answer.status == 403
+        assert b"service shop is served by https only" in answer.body
+
+
+def test_only_what_asks_for_it_is_redirected(secure: SecureEdge) -> None:
+    assert fetch(secure.http, "/", "open.local").seen["server"] == "open"
+    assert fetch(secure.http, "/", "nope.local").status == 404
+    assert fetch(secure.host_port, "/x", "shop.local").seen["path"] == "/x"
+    refused = fetch(secure.http, "/shop/../x", "any.domain")
+    assert (refused.status, refused.headers.get("location")) == (400, None)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_what_is_asked_by_https_is_served(secure: SecureEdge, version: str) -> None:
+    for host, path in (("www.example.com", "/x"), ("any.domain", "/shop/x")):
+        to = f"{host}:{secure.https}:127.0.0.1"
+        command = [
+            need("curl"),
+            "-ksS",
+            f"--http{version}",
+            "--resolve",
+            to,
+            "-w",
+            "%{stderr}%{http_version}",
+        ]
+        run = subprocess.run(
+            [*command, f"https://{host}:{secure.https}{path}"],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=30,
+        )
+        seen = json.loads(run.stdout)
+        assert (run.stderr, seen["path"], seen["server"]) == (version, "/x", "shop")
+        assert seen["headers"]["x-forwarded-proto"] == "https"
+        assert seen["headers"]["x-forwarded-port"] == str(secure.https)

@@ -52,6 +52,7 @@ CASES: dict[str, tuple[ProxySettings, Machine, Catalog]] = {
             Service("db", "tcp", 5432, (Instance("0", "fd00::1", 5432),)),
             Service("unreachable", "tcp", None, two(1)),
             Service("empty"),
+            Service("shop", options={"redirect": "https", "hosts": "www.example.com,*.example.org"}),
             Service(
                 "weighted",
                 instances=(

@@ -17,7 +17,7 @@ import pytest
 
 from discovery.catalog import Attributes, Catalog, Instance, Service
 from discovery.haproxy.apply import HAProxy
-from discovery.haproxy.settings import ProxySettings
+from discovery.haproxy.settings import ProxySettings, join_address
 from tests.lab.need import need
 
 TEMPLATES = Path(__file__).parents[2] / "templates" / "haproxy"
@@ -129,12 +129,14 @@ def fetch(
     headers: Mapping[str, str] | None = None,
     address: str = "127.0.0.1",
 ) -> Answer:
-    """One request on a connection of its own, with the request target exactly as given."""
+    """One request on a connection of its own, with the request target exactly as given.
+
+    Host is the address asked unless another is given.
+    """
     connection = http.client.HTTPConnection(address, port, timeout=PATIENCE_SECONDS)
     try:
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-        if host is not None:
-            connection.putheader("Host", host)
+        connection.putheader("Host", join_address(address, port) if host is None else host)
         for name, value in (headers or {}).items():
             connection.putheader(name, value)
         connection.endheaders()

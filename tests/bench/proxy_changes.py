@@ -23,8 +23,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
@@ -33,7 +33,7 @@ from discovery.haproxy.settings import parse_held_ports
 from discovery.schema import SERVICES
 from tests.bench.figures import machine, percentile, print_table
 from tests.bench.fleet import Fleet, Step, answering
-from tests.bench.http_load import Account, HttpLoad, build
+from tests.bench.http_load import Account
 from tests.bench.proxy_parts import (
     Edge,
     Pipeline,
@@ -43,16 +43,13 @@ from tests.bench.proxy_parts import (
     running_servers,
     write,
 )
+from tests.bench.storm import Plan, run_reloads, run_storm
 from tests.lab.haproxy import fetch, front_port
 from tests.lab.need import need
 
 FORCED = 10
 SPACING_SECONDS = 0.05
-LOADED_SERVICES = 100
 NEW_SERVICES = 40
-SETTLE_SECONDS = 2.0
-OF_SERVICES = 0.1
-"""The share of a storm's changes that add or remove a whole service."""
 
 Rows = list[list[str]]
 
@@ -166,101 +163,39 @@ def _check_answers(pipeline: Pipeline, step: Step, fleet: Fleet, host_port: int)
 
 def storm(options: argparse.Namespace, directory: Path) -> Rows:
     """Random changes at a steady rate under load, with the memory of the agent over time."""
-    chosen = random.Random(3)
-    with _under_load(options, directory) as (edge, fleet, load):
-        before, memory, late = edge.reload_count, [rss_mb(edge.pid)], 0.0
-        began = time.monotonic()
-        count = round(options.seconds * options.rate)
-        for number in range(count):
-            due = began + number / options.rate
-            while (left := due - time.monotonic()) > 0:
-                threading.Event().wait(left)
-            late = max(late, -left)
-            write(edge.store, _random_step(fleet, chosen, options.services))
-            if number % max(1, count // 20) == 0:
-                memory.append(rss_mb(edge.pid))
-        took = time.monotonic() - began
-        edge.wait_until_applied()
-        caught_up, ended = time.monotonic() - began - took, time.monotonic()
-        threading.Event().wait(SETTLE_SECONDS)
-        memory.append(rss_mb(edge.pid))
-        reloaded = edge.reload_count - before
-    account = load.account
-    assert account
-    served = {host: weight for name in _loaded(options) for host, weight in fleet.hosts(name).items()}
-    taking = {host for host, weight in served.items() if weight}
-    after = {host for host, sent in account.last.items() if sent > ended}
-    half = len(memory) // 2
+    told = run_storm(directory, _plan(options), options.seconds, options.rate)
+    rss = told.rss_mb
     return [
-        ["changes", f"{count:,} in {took:.1f} s, the latest begun {late * 1000:.0f} ms late"],
-        ["reloads", str(reloaded)],
-        ["all changes applied after the last one", f"{caught_up * 1000:.0f} ms"],
-        *_account(account),
-        ["instances that are gone or drain, and answered afterwards", str(len(after - taking))],
-        ["instances that answered nothing afterwards", f"{len(taking - after)} of {len(taking)}"],
+        [
+            "changes",
+            f"{told.changes:,} in {told.seconds:.1f} s, one begun {told.late_seconds * 1000:.0f} ms late",
+        ],
+        ["reloads", str(told.reloads)],
+        ["all changes applied after the last one", f"{told.caught_up_seconds * 1000:.0f} ms"],
+        *_account(told.account),
+        ["instances that are gone or drain, and were asked afterwards", str(len(told.asked_in_vain))],
+        ["instances that were not asked afterwards", f"{len(told.not_asked)} of {told.taking}"],
         [
             "agent's RSS MB: first, at half, last, most",
-            _figures(memory[0], memory[half], memory[-1], max(memory)),
+            _figures(rss[0], rss[len(rss) // 2], rss[-1], max(rss)),
         ],
     ]
 
 
 def reloads(options: argparse.Namespace, directory: Path) -> Rows:
     """Forced reloads, one after the other, under load."""
-    old_workers = 0
-    interval = ("--proxy-reload-interval-seconds=0", "--proxy-reload-spread-seconds=0")
-    with _under_load(options, directory, *interval) as (edge, _fleet, load):
-        before = edge.reload_count
-        for _ in range(options.reloads):
-            edge.force_reload()
-            old_workers = max(old_workers, edge.old_workers())
-            threading.Event().wait(SPACING_SECONDS)
-        reloaded = edge.reload_count - before
-        seconds = edge.reload_seconds()[-reloaded:]
-    assert load.account
+    told = run_reloads(directory, _plan(options), options.reloads)
     return [
-        ["reloads", str(reloaded)],
-        ["a reload, p50 and p99 ms", f"{ms(seconds, 50)}, {ms(seconds, 99)}"],
-        ["old workers, at most", str(old_workers)],
-        *_account(load.account),
+        ["reloads", str(told.reloads)],
+        ["a reload, p50 and p99 ms", f"{ms(told.seconds, 50)}, {ms(told.seconds, 99)}"],
+        ["old workers, at most", str(told.old_workers)],
+        *_account(told.account),
     ]
 
 
-@contextmanager
-def _under_load(
-    options: argparse.Namespace, directory: Path, *arguments: str
-) -> Iterator[tuple[Edge, Fleet, HttpLoad]]:
-    program = build(directory)
-    with answering(directory) as port:
-        fleet = Fleet(options.services, options.instances, port)
-        with Edge(directory, fleet, f"--haproxy={options.haproxy}", *arguments) as edge:
-            load = HttpLoad(
-                program,
-                edge.port,
-                fleet.targets(_loaded(options)),
-                keep_alive=options.clients,
-                closing=options.clients,
-                pause_seconds=options.pause_ms / 1000,
-                most_seconds=3600,
-            )
-            with load:
-                threading.Event().wait(SETTLE_SECONDS)
-                yield edge, fleet, load
-
-
-def _loaded(options: argparse.Namespace) -> list[str]:
-    return [f"s{number}" for number in range(min(LOADED_SERVICES, options.services))]
-
-
-def _random_step(fleet: Fleet, chosen: random.Random, services: int) -> Step:
-    """Half of them concern services that clients are asking just now."""
-    born = [name for name in fleet.services if name.startswith("n")]
-    if chosen.random() < OF_SERVICES:
-        if born and chosen.random() < len(born) / NEW_SERVICES:
-            return fleet.remove_service(chosen.choice(born))
-        return fleet.new_service(f"n{chosen.randrange(1_000_000)}", 2)
-    return fleet.step(
-        f"s{chosen.randrange(min(LOADED_SERVICES, services) if chosen.random() < 0.5 else services)}"
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(
+        options.haproxy, options.services, options.instances, options.clients, options.pause_ms / 1000
     )
 
 
@@ -273,6 +208,7 @@ def _account(account: Account) -> Rows:
         ["requests, each on a connection of its own", f"{account.closing:,}"],
         ["requests/s", f"{account.answered / account.seconds:,.0f}"],
         ["**failed requests**", f"{account.failed}" + (f" ({kinds})" if kinds else "")],
+        ["connections closed while nothing was asked", f"{account.idle_closes}"],
         ["answer p50, p99, longest ms", _figures(account.p50_ms, account.p99_ms, account.longest_ms)],
     ]
 

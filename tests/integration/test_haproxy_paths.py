@@ -1,12 +1,16 @@
 """Which target of a request leads where, when it was made to be read in two ways; on a real HAProxy."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.edge import Edge, raw_edge
 from tests.lab.haproxy import VERSIONS
 from tests.lab.raw import request
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -182,3 +186,25 @@ def test_an_asterisk_is_for_options_of_a_whole_host(edge: Edge) -> None:
 def test_there_are_no_tunnels_and_no_echoes(edge: Edge, door: str, first: str) -> None:
     host = first.split()[1] if first.startswith("CONNECT") else "web.local"
     edge.refuses(f"{first} HTTP/1.1\r\nHost: {host}\r\n\r\n", door, status=501)
+
+
+def documented() -> list[tuple[str, str, str]]:
+    """Target, service or status, and path as the service sees it, from the table in the documentation."""
+    table = (
+        (DOCS / "routing.md").read_text().partition("<!-- paths -->")[2].partition("<!-- end of paths -->")[0]
+    )
+    rows = re.findall(r"^\| `(\S+)` \| (?:`(\w+)`: `(\S+)`|(\d+)) \|", table, re.MULTILINE)
+    assert len(rows) == len(table.strip().splitlines()) - 2
+    return [(target, service or status, seen) for target, service, seen, status in rows]
+
+
+@pytest.mark.parametrize(("target", "outcome", "seen"), documented())
+def test_the_documented_table_is_what_happens(edge: Edge, target: str, outcome: str, seen: str) -> None:
+    data = request(target=target, host="any.domain")
+    if outcome.isdigit():
+        edge.refuses(data, status=int(outcome))
+        return
+    backend = {"web": edge.web, "kept": edge.kept}[outcome]
+    before = len(backend.requests)
+    assert edge.ask(data).request_line == f"GET {seen} HTTP/1.1"
+    assert len(backend.requests) == before + 1

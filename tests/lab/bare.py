@@ -1,5 +1,6 @@
 """A real HAProxy on a configuration of the test's own, without the proxy role."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,14 @@ class Bare:
     def ask(self, command: str) -> str:
         """The worker's answer to a runtime command."""
         return ask(self.admin_socket, command, 20)
+
+    def ask_plain(self, command: str) -> str:
+        """The worker's answer to a command that has a payload: sent as it is, with one newline after it."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(self.admin_socket))
+            connection.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
 
     def stop(self) -> None:
         """End it."""

@@ -19,6 +19,7 @@ defaults http
 frontend edge from http
     bind *:80
     use_backend service:%[var(txn.service)]
+    default_backend service:web
   frontend port:5432 from tcp
     bind *:5432
     default_backend service:db
@@ -50,6 +51,7 @@ def alert(text: str) -> str:
     ("line", "services"),
     [
         ("default-path config", set()),
+        ("bind *:80", set()),
         ("use_backend service:%[var(txn.service)]", set()),
         ("frontend port:5432 from tcp", {"db"}),
         ("bind *:5432", {"db"}),
@@ -84,7 +86,7 @@ def test_a_line_is_about_the_service_whose_section_it_is_in(line: str, services:
         ("parsing [/x/hosts.map:2] : bad", set()),
         ("parsing [/x/haproxy.cfg:99999] : bad", set()),
         ("Fatal errors found in configuration.", set()),
-        ("parsing [haproxy.cfg:8] : 'use_backend' : no backend 'service:web'", {"web"}),
+        ("parsing [haproxy.cfg:7] : 'use_backend' : no backend 'service:web'", {"web"}),
     ],
 )
 def test_without_a_line_of_a_service_it_is_about_those_that_are_named(text: str, services: set[str]) -> None:
@@ -99,7 +101,7 @@ def test_a_line_tells_more_than_a_name() -> None:
 def test_every_alert_counts_and_warnings_do_not() -> None:
     message = alert("Proxy 'service:web': x") + alert("Proxy 'service:db': x")
     assert blame(CONFIG, message) == {"web", "db"}
-    warning = "[WARNING]  (1) : config : parsing [haproxy.cfg:18] : about 'service:web'\n"
+    warning = "[WARNING]  (1) : config : parsing [haproxy.cfg:19] : about 'service:web'\n"
     assert blame(CONFIG, warning + alert("Proxy 'service:db': x") + warning) == {"db"}
     assert blame("", message) == frozenset()
 
@@ -137,6 +139,7 @@ def test_what_is_left_out_is_enough_and_needed(case: tuple[list[str], list[froze
     is_accepted, asked = haproxy(faults)
     culprits = bisect(suspects, is_accepted, 10_000)
     assert len(asked) <= 1 + len(culprits) * (math.ceil(math.log2(len(suspects))) + 1)
+    assert len(set(asked)) == len(asked), "nothing is tried twice"
     assert is_accepted(culprits)
     assert not any(is_accepted(culprits - {each}) for each in culprits)
 

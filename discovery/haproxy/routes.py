@@ -60,8 +60,7 @@ def claim_hosts(services: Iterable[Service]) -> tuple[Mapping[str, str], tuple[P
     for service in services:
         if service.scheme != "http":
             continue
-        # Once each: a name written twice is no dispute.
-        for host in dict.fromkeys(filter(None, _SEPARATORS.split(service.options.get("hosts", "").lower()))):
+        for host in filter(None, _SEPARATORS.split(service.options.get("hosts", "").lower())):
             if len(host) > _HOST_BYTES or not _HOST.fullmatch(host):
                 problems.append(_refused(service, f"{printable(host)!r} is no host name with a dot in it"))
             elif (winner := winners.setdefault(host, service.name)) != service.name:

@@ -50,7 +50,7 @@ def test_one_service_makes_its_own_entries(of: Service, routes: object) -> None:
 
 @pytest.mark.parametrize("separator", [",", " ", ", ", "\n"])
 def test_hosts_are_claimed_by_the_service_that_lists_them(separator: str) -> None:
-    hosts = separator.join(("a.example.com", "*.example.com", "*.local", "A.example.com"))
+    hosts = separator.join(("", "a.example.com", "*.example.com", "*.local", "A.example.com", ""))
     winners, problems = claim_hosts([service("web", hosts=hosts)])
     assert winners == {"a.example.com": "web", "*.example.com": "web", "*.local": "web"}
     assert problems == ()

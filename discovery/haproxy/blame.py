@@ -6,8 +6,10 @@ HAProxy takes all of a configuration or nothing, so one bad line keeps every oth
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from discovery.haproxy.certificates import DEFAULT, Certificate, default_of
 
 SECTIONS = {
     *("backend", "cache", "crt-store", "defaults", "fcgi-app", "frontend", "global", "http-errors", "listen"),
@@ -20,6 +22,9 @@ PORT = "port:"
 _LINE = re.compile(r"\[(?:[^]\s]*/)?haproxy\.cfg:(\d+)\]")
 # Not what follows a slash: that is the name of a server, which may be anything.
 _NAME = re.compile(r"(?<![\w./:-])[\w.:-]+")
+
+_PARTS = re.compile(r"(?=\[(?:ALERT|WARNING|NOTICE|DIAG)\] )")
+_FILE = re.compile(r"'([^'/\s]+?)(?:\.key)?'")
 
 
 class _Section(NamedTuple):
@@ -43,6 +48,19 @@ def blame(config: str, message: str) -> frozenset[str]:
         by_line = {_service_at(sections, int(number)) for number in _LINE.findall(alert)} - {None}
         found |= by_line or {owners.get(name.rstrip(".:")) for name in _NAME.findall(alert)}
     return frozenset(service for service in found if service)
+
+
+def blame_certificates(message: str, certificates: Mapping[str, Certificate]) -> frozenset[str]:
+    """The names of the certificates that ``message``, as for ``blame``, is about.
+
+    There are none as long as HAProxy's OpenSSL agrees with ours, by which they have been judged.
+    """
+    files = {each.file: name for name, each in certificates.items()}
+    default = default_of(certificates)
+    if default is not None:
+        files[DEFAULT] = default.name
+    quoted = (match for alert in _alerts(message) for match in _FILE.findall(alert))
+    return frozenset(files[file] for file in quoted if file in files)
 
 
 def bisect(
@@ -102,6 +120,6 @@ def _service_at(sections: Sequence[_Section], number: int) -> str | None:
 
 
 def _alerts(message: str) -> list[str]:
-    """The lines of HAProxy's output that say why it refuses; all of a text that is not such output."""
-    lines = message.splitlines()
-    return [line for line in lines if "[ALERT]" in line] or lines
+    """The parts of HAProxy's output that say why it refuses; all lines of a text that is no such output."""
+    # 3.0 goes on in lines of their own, and what ran HAProxy may have put words before it all.
+    return [part for part in _PARTS.split(message) if part.startswith("[ALERT]")] or message.splitlines()

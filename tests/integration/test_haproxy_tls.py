@@ -1,6 +1,7 @@
 """Certificates in a running HAProxy: offered by name, renewed, added and removed without a reload."""
 
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from discovery.errors import ApplyError
+from discovery.haproxy.blame import blame_certificates
 from discovery.haproxy.certificate_commands import (
     COMMAND_BYTES,
     certificate_commands,
@@ -224,6 +226,25 @@ def test_what_haproxy_refuses_leaves_all_as_it_was(binary: str, a: Pem, b: Pem, 
         (new,) = by_name(c=make("c.example")).values()
         change(haproxy, first, {**first, "c": new})
         assert look(port, "c.example").fingerprint == new.fingerprint
+
+
+@pytest.mark.parametrize("bad", ["a", "b"])
+def test_one_that_haproxy_alone_refuses_is_named(
+    bad: str, binary: str, a: Pem, b: Pem, tmp_path: Path
+) -> None:
+    """As its OpenSSL may be stricter than ours: here it is a key that is no one's."""
+    certificates = by_name(a=a, b=b)
+    certificates[bad] = Certificate(bad, make("x.example").chain + a.key, 0, 0, "")
+    write(tmp_path, certificates)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "global\n    default-path config\ndefaults\n    mode http\n    timeout client 1s\n"
+        "frontend tls\n    bind 127.0.0.1:1443 ssl crt-list certs.list\n"
+    )
+    command = [binary, "-c", "-f", str(config)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode != 0
+    assert blame_certificates(run.stderr, certificates) == {bad}
 
 
 def test_a_killed_agents_transaction_is_taken_off(binary: str, a: Pem, b: Pem, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.haproxy.blame import bisect, blame
+from discovery.haproxy.blame import bisect, blame, blame_certificates
+from discovery.haproxy.certificates import Certificate
 
 CONFIG = """\
 global
@@ -104,6 +105,36 @@ def test_every_alert_counts_and_warnings_do_not() -> None:
     warning = "[WARNING]  (1) : config : parsing [haproxy.cfg:19] : about 'service:web'\n"
     assert blame(CONFIG, warning + alert("Proxy 'service:db': x") + warning) == {"db"}
     assert blame("", message) == frozenset()
+
+
+def test_an_alert_may_have_several_lines() -> None:
+    message = (
+        "'haproxy -f port:5432' ended with status 1: [ALERT]    (1) : none\n"
+        "[NOTICE]   (1) : version\n  'service:web'\n"
+        "[ALERT]    (1) : config : wrong is\n  'service:db' : x\n"
+        "[WARNING]  (1) : config : dubious is\n  'service:web' : x\n"
+    )
+    assert blame(CONFIG, message) == {"db"}
+    assert blame(CONFIG, "'haproxy -c service:web' ended with status 1: " + alert("'service:db' x")) == {"db"}
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("'crt-list' : unable to load certificate from file 'b.example.pem'.", {"b.example"}),
+        ("'crt-list' : No Private Key found in 'b.example.pem.key'.", {"b.example"}),
+        ("x :\n  'crt-list' : error in line 3 in file 'certs.list' : 'b.example.pem': no", {"b.example"}),
+        ("unable to load certificate from file 'certs.default'", {"a"}),
+        ("'a.pem' and 'b.example.pem'", {"a", "b.example"}),
+        ("'c.pem' and 'other/a.pem' and a.pem", set()),
+    ],
+)
+def test_certificates_at_fault_are_found_by_their_files(said: str, names: set[str]) -> None:
+    certificates = {name: Certificate(name, "", 0, 0, "") for name in ("b.example", "a")}
+    assert (
+        blame_certificates(alert(f"parsing [haproxy.cfg:1] : 'bind *:443' : {said}"), certificates) == names
+    )
+    assert blame_certificates(alert(said), {}) == frozenset()
 
 
 # ---- by trying --------------------------------------------------------------------------------------

@@ -4,14 +4,15 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.lab.edge import Edge, raw_edge
-from tests.lab.haproxy import PATIENCE_SECONDS, TEMPLATES, VERSIONS
+from tests.lab.h2 import CONTINUATION, HEADERS, PING, PREFACE, SETTINGS, fields_block, frame, h2_get
+from tests.lab.haproxy import PATIENCE_SECONDS, TEMPLATES, VERSIONS, free_port
 from tests.lab.raw import RawAnswer, answer_on, connect, request
+from tests.lab.tls import make
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -335,28 +336,65 @@ def test_a_head_that_only_just_fits_leaves_room_for_what_the_edge_adds(edge: Edg
     assert answer.status == 400 or answer.seen("X-Forwarded-Prefix") == ["/web"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("drip", [b"", b"X", b"X-A: b\r\n"])
-def test_a_client_that_takes_its_time_is_dismissed(tmp_path: Path, version: str, drip: bytes) -> None:
-    """The time runs from the first byte of a request, however many follow."""
-    own = tmp_path / "own"
+# Per case: which listener, what is sent at once, and what is sent again and again.
+SLOW = {
+    "nothing": ("http", b"", b""),
+    "half a request": ("http", b"GET / HTTP/1.1\r\nHost: web.local\r\n", b""),
+    "a header for ever": ("http", b"GET / HTTP/1.1\r\nHost: web.local\r\nX: ", b"X"),
+    "headers for ever": ("http", b"GET / HTTP/1.1\r\nHost: web.local\r\n", b"X: a\r\n"),
+    "empty lines for ever": ("http", b"", b"\r\n"),
+    "half an HTTP/2 preface": ("http", PREFACE[:10], b""),
+    "no HTTP/2 request": ("http", PREFACE + frame(SETTINGS, 0, 0, b""), b""),
+    "HTTP/2 pings for ever": ("http", PREFACE + frame(SETTINGS, 0, 0, b""), frame(PING, 0, 0, b"12345678")),
+    "HTTP/2 continuations for ever": (
+        "http",
+        PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 0, 1, fields_block(h2_get())),
+        frame(CONTINUATION, 0, 1, fields_block([("x", "y")])),
+    ),
+    "no handshake": ("https", b"", b""),
+    "a handshake for ever": ("https", b"\x16\x03\x01\x3f\x00\x01", b"\0"),
+}
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def impatient(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """An edge whose times are short, the one for a request shorter than that for a client."""
+    directory = tmp_path_factory.mktemp("impatient")
+    own, certs = directory / "own", directory / "certs"
     own.mkdir()
+    certs.mkdir()
+    (certs / "any.pem").write_text(make("any.domain").whole)
     text = (TEMPLATES / "defaults.cfg.j2").read_text()
-    assert "timeout http-request 10s" in text
-    (own / "defaults.cfg.j2").write_text(
-        text.replace("timeout http-request 10s", "timeout http-request 500ms")
-    )
-    with raw_edge(version, tmp_path / "state", own) as edge:
-        for port in edge.doors.values():
-            with connect(port) as slow:
-                slow.sendall(b"GET / HTTP/1.1\r\nHost: web.local\r\n")
-                deadline = time.monotonic() + PATIENCE_SECONDS
-                while not select.select([slow], [], [], 0.05)[0]:
-                    assert time.monotonic() < deadline
-                    slow.sendall(drip)
-                assert edge.ask(request()).status == 200
-                assert answer_on(slow).status == 408
-                # Closed, and reset when the last drop came too late.
-                with suppress(ConnectionResetError):
-                    assert slow.recv(1) == b""
-        assert edge.reached == len(edge.doors)
+    for was, becomes in (("timeout http-request 10s", "500ms"), ("timeout client 50s", "1s")):
+        assert was in text
+        text = text.replace(was, f"{was.rpartition(' ')[0]} {becomes}")
+    (own / "defaults.cfg.j2").write_text(text)
+    more = {"templates": (own, TEMPLATES), "https": (f"127.0.0.1:{free_port()}",), "certs": certs}
+    with raw_edge(request.param, directory / "state", **more) as edge:
+        edge.doors["https"] = int(more["https"][0].rpartition(":")[2])
+        yield edge
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_a_client_that_takes_its_time_is_dismissed(impatient: Edge, case: str) -> None:
+    """The time runs from the first byte, however many follow, and nobody else waits meanwhile."""
+    listener, at_once, drop = SLOW[case]
+    reached = impatient.reached
+    for door in ("https",) if listener == "https" else ("common", "host_port"):
+        with connect(impatient.doors[door]) as slow:
+            slow.sendall(at_once)
+            assert impatient.ask(request()).status == 200
+            reached += 1
+            told = b""
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            # What is dropped too late is answered with a reset.
+            with suppress(ConnectionError):
+                while time.monotonic() < deadline:
+                    if select.select([slow], [], [], 0.05)[0]:
+                        if not (more := slow.recv(4096)):
+                            break
+                        told += more
+                    slow.sendall(drop)
+            assert time.monotonic() < deadline
+            assert told.startswith(b"HTTP/1.1 408 ") or "HTTP/2" in case or listener == "https"
+    assert impatient.reached == reached

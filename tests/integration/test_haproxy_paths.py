@@ -153,6 +153,8 @@ def test_an_absolute_target_is_read_as_its_path(edge: Edge, target: str, host: s
     else:
         assert answer.request_line == f"GET {seen} HTTP/1.1"
         assert answer.seen("Host") == [host]
+        older = edge.ask(request(target=target, host=host, version="1.0"))
+        assert older.request_line == f"GET {seen} HTTP/1.0"
 
 
 @pytest.mark.parametrize(

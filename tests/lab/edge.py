@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.lab.haproxy import TEMPLATES, free_port, front_port, haproxy_binary, running, service, settings
+from tests.lab.haproxy import free_port, front_port, haproxy_binary, running, service, settings
 from tests.lab.raw import RawAnswer, RawBackend, ask, raw_backend
 
 BACKENDS_HOPS = (
@@ -49,12 +50,12 @@ class Edge:
 
 
 @contextmanager
-def raw_edge(version: str, directory: Path, *templates: Path) -> Iterator[Edge]:
-    """An Edge of a HAProxy version; ``templates`` are directories that hide the packaged one."""
+def raw_edge(version: str, directory: Path, **more: Any) -> Iterator[Edge]:
+    """An Edge of a HAProxy version; ``more`` are settings of its own."""
     with ExitStack() as stack:
         web, kept, hops = (stack.enter_context(raw_backend(*extra)) for extra in ((), (), BACKENDS_HOPS))
         host_port = free_port()
-        of = settings(directory, haproxy_binary(version), templates=(*templates, TEMPLATES))
+        of = settings(directory, haproxy_binary(version), **more)
         services = (
             service("web", web.port, host_port=host_port),
             service("kept", kept.port, options={"path": "keep"}),

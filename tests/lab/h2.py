@@ -10,9 +10,9 @@ from typing import Self
 
 from tests.lab.raw import RawAnswer, connect
 
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _STATIC_STATUS = {8: 200, 9: 204, 10: 206, 11: 304, 12: 400, 13: 404, 14: 500}
 _ENABLE_CONNECT_PROTOCOL = struct.pack(">HI", 8, 1)
 
@@ -25,7 +25,7 @@ class H2:
     def __init__(self, port: int) -> None:
         self._socket = connect(port)
         self._stream = self._socket.makefile("rb")
-        self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, _ENABLE_CONNECT_PROTOCOL))
+        self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0, _ENABLE_CONNECT_PROTOCOL))
 
     def __enter__(self) -> Self:
         return self
@@ -36,24 +36,23 @@ class H2:
 
     def send(self, fields: Fields, data: bytes | None = None, *, ends: bool = True) -> None:
         """A request with these header fields, pseudo-header fields first; ``ends`` closes our side."""
-        block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
         last = _END_STREAM if ends and data is None else 0
-        self._socket.sendall(_frame(_HEADERS, _END_HEADERS | last, 1, block))
+        self._socket.sendall(frame(HEADERS, _END_HEADERS | last, 1, fields_block(fields)))
         if data is not None:
             self.send_data(data, ends=ends)
 
     def send_data(self, data: bytes, *, ends: bool = False) -> None:
         """More of the request's body, or of a tunnel."""
-        self._socket.sendall(_frame(_DATA, _END_STREAM if ends else 0, 1, data))
+        self._socket.sendall(frame(DATA, _END_STREAM if ends else 0, 1, data))
 
     def answer(self) -> RawAnswer:
         """The response up to its end; status 0 for a reset."""
         status, body = 0, b""
         while (part := self._next()) is not None:
             kind, flags, payload = part
-            if kind == _HEADERS:
+            if kind == HEADERS:
                 status = status or _status(payload)
-            elif kind == _DATA:
+            elif kind == DATA:
                 body += payload
             else:
                 break
@@ -64,21 +63,21 @@ class H2:
     def next_status(self) -> int:
         """The status of a response whose body is still to come, as a tunnel's is; 0 for a reset."""
         part = self._next()
-        return _status(part[2]) if part is not None and part[0] == _HEADERS else 0
+        return _status(part[2]) if part is not None and part[0] == HEADERS else 0
 
     def next_data(self) -> bytes:
         """The next bytes of a body; none at its end or after a reset."""
         part = self._next()
-        return part[2] if part is not None and part[0] == _DATA else b""
+        return part[2] if part is not None and part[0] == DATA else b""
 
     def _next(self) -> tuple[int, int, bytes] | None:
         """Type, flags and payload of the next frame that is one of a stream's, or ends it."""
         while len(head := self._stream.read(9)) == 9:
             kind, flags = head[3], head[4]
             payload = self._stream.read(int.from_bytes(head[:3], "big"))
-            if kind == _SETTINGS and not flags & _ACK:
-                self._socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
-            elif kind in (_DATA, _HEADERS, _RST_STREAM, _GOAWAY):
+            if kind == SETTINGS and not flags & _ACK:
+                self._socket.sendall(frame(SETTINGS, _ACK, 0, b""))
+            elif kind in (DATA, HEADERS, RST_STREAM, GOAWAY):
                 return kind, flags, payload
         return None
 
@@ -103,7 +102,13 @@ def h2_get(
     return [*own, *fields]
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def fields_block(fields: Fields) -> bytes:
+    """Header fields as literals that nobody is to remember (RFC 7541, 6.2.2)."""
+    return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame, of whatever sense (RFC 9113, 4.1)."""
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 

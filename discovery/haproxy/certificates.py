@@ -92,6 +92,11 @@ def certificate_files(certificates: Mapping[str, Certificate]) -> Mapping[str, s
     }
 
 
+def is_secret(file: str) -> bool:
+    """Whether the file of this name beside the configuration holds a private key, never to be shown."""
+    return file == DEFAULT or file.endswith(".pem")
+
+
 # ---- reading ----------------------------------------------------------------------------------------
 
 

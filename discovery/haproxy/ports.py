@@ -13,7 +13,7 @@ too is a HAProxy of another user than ours, or one that is told ``noreuseport``:
 import errno
 import resource
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +21,8 @@ from discovery.errors import ApplyError
 
 Bind = tuple[str, int]
 """Host (``*`` for every IPv4 address, or an address without brackets) and TCP port."""
+
+RETRIES = 3
 
 _REASONS = {
     errno.EADDRINUSE: "is used by another program on this host",
@@ -69,26 +71,15 @@ def reserve(binds: Iterable[Bind], *, hold: bool = True) -> Reservation:
     kernel has no socket left to look with.
     """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 if hold else 0
+    ordered = sorted(set(binds))
     refused: dict[Bind, str] = {}
     holds: dict[Bind, socket.socket] = {}
     try:
-        # Step by step for all of them: *:80 and 127.0.0.1:80 of one configuration must not meet each other.
-        for bind in sorted(set(binds)):
-            try:
-                bound = _bound(bind)
-            except OSError as error:
-                refused[bind] = _reason(bind, error)
-                continue
-            if len(holds) < most:
-                holds[bind] = bound
-            else:
-                bound.close()
-        for bound in holds.values():
-            # Bound as HAProxy binds, past connections that linger; only now is nobody else let in.
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        for port in {bind[1] for bind in holds if not _lets_haproxy_in(bind)}:
-            _give_up(port, holds, refused)
+        lost = _take(ordered, most, holds, refused)
+        for _ in range(RETRIES):
+            lost = _take(lost, most, holds, refused)
+        # Still somebody's, or this kernel knows no such holds: then a look must do.
+        _take(lost, 0, holds, refused)
     except BaseException:
         for bound in holds.values():
             bound.close()
@@ -96,16 +87,37 @@ def reserve(binds: Iterable[Bind], *, hold: bool = True) -> Reservation:
     return Reservation(refused, holds)
 
 
-def _give_up(port: int, holds: dict[Bind, socket.socket], refused: dict[Bind, str]) -> None:
-    """Someone came between the first step and the second; or this kernel does not know such holds."""
-    binds = [bind for bind in holds if bind[1] == port]
-    for bind in binds:
+def _take(
+    binds: Sequence[Bind], most: int, holds: dict[Bind, socket.socket], refused: dict[Bind, str]
+) -> list[Bind]:
+    """Add each of ``binds`` to ``holds``, which may have ``most``, or to ``refused``.
+
+    Returns those that were free, and that somebody came to before they were kept.
+    """
+    taken: dict[Bind, socket.socket] = {}
+    try:
+        # Step by step for all of them: *:80 and 127.0.0.1:80 of one configuration must not meet each other.
+        for bind in binds:
+            try:
+                bound = _bound(bind)
+            except OSError as error:
+                refused[bind] = _reason(bind, error)
+                continue
+            if len(holds) + len(taken) < most:
+                taken[bind] = bound
+            else:
+                bound.close()
+    finally:
+        holds.update(taken)
+    for bound in taken.values():
+        # Bound as HAProxy binds, past connections that linger; only now is nobody else let in.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    ports = {port for host, port in taken if not _lets_haproxy_in((host, port))}
+    lost = [bind for bind in taken if bind[1] in ports]
+    for bind in lost:
         holds.pop(bind).close()
-    for bind in binds:
-        try:
-            _bound(bind).close()
-        except OSError as error:
-            refused[bind] = _reason(bind, error)
+    return lost
 
 
 def _lets_haproxy_in(bind: Bind) -> bool:

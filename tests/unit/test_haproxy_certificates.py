@@ -28,6 +28,7 @@ from discovery.haproxy.certificates import (
     Certificate,
     certificate_files,
     default_of,
+    is_secret,
     parse_certificate,
     read_certificates,
 )
@@ -310,6 +311,9 @@ def test_files_begin_with_the_default() -> None:
     assert files == {
         "a.pem": "a\n", "b.pem": "b\n", DEFAULT: "a\n", LIST: "certs.default !*\na.pem\nb.pem\n"
     }  # fmt: skip
+    assert [name for name in (*files, "haproxy.cfg", "hosts.map") if not is_secret(name)] == [
+        LIST, "haproxy.cfg", "hosts.map"
+    ]  # fmt: skip
     assert certificate_files(by_name(some("a"), some("default")))[DEFAULT] == "default\n"
 
 

@@ -210,10 +210,10 @@ class External:
         answers = 0
         while time.monotonic() < deadline:
             worker = self._look()
-            answers = 0 if worker in (None, former) else answers + 1 if worker == found else 1
+            answers = answers + 1 if worker == found else 1
             found = worker
-            if answers == SETTLED_ANSWERS:
-                return found
+            if answers >= SETTLED_ANSWERS and worker not in (None, former):
+                return worker
             select.select((), (), (), POLL_SECONDS)
         return None
 

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from discovery.errors import ApplyError
 
 Verdict = Literal["lives", "failed", "unchecked", "maintenance"]
-"""``lives``: its checks did not fail, be it that none is through yet. ``failed``: it takes no traffic, for its
-checks failed. ``unchecked``: nobody can say. ``maintenance``: it is not meant to take traffic."""
+"""``lives``: its checks did not fail, be it that none is through yet. ``failed``: they did, and it takes no
+traffic. ``unchecked``: nobody can say. ``maintenance``: it is not meant to take traffic."""
 
 _STOPPED = 0
 _MAINTENANCE = 0x01 | 0x02 | 0x04 | 0x20

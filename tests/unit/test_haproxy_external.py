@@ -98,7 +98,8 @@ def test_worker_of_the_same_id_is_another_one(of: ProxySettings) -> None:
 def test_reload_is_over_when_the_former_worker_takes_no_more_connections(of: ProxySettings) -> None:
     """While both listen, either may have the next connection."""
     old, new = Is(7), Is(9)
-    both = [old, old, new, old, new, new, Is(7, stopping=1), new]
+    gone = [Is(7, stopping=1)] * SETTLED_ANSWERS
+    both = [old, old, *[old] * SETTLED_ANSWERS, *gone, new, old, new, new, *gone, new, new, Is(8), new]
     with answering(of, *both) as answers:
         engine = external(of)
         assert engine.adopt()

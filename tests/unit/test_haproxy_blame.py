@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.haproxy.blame import bisect, blame, blame_certificates
@@ -164,6 +164,7 @@ def cases(draw: st.DrawFn) -> tuple[list[str], list[frozenset[str]]]:
     return suspects, draw(st.lists(fault, min_size=1, max_size=5))
 
 
+@settings(deadline=None)
 @given(cases())
 def test_what_is_left_out_is_enough_and_needed(case: tuple[list[str], list[frozenset[str]]]) -> None:
     suspects, faults = case
@@ -175,6 +176,7 @@ def test_what_is_left_out_is_enough_and_needed(case: tuple[list[str], list[froze
     assert not any(is_accepted(culprits - {each}) for each in culprits)
 
 
+@settings(deadline=None)
 @given(cases(), st.integers(0, 40))
 def test_within_the_bound_it_is_enough_or_nothing(
     case: tuple[list[str], list[frozenset[str]]], most_checks: int
@@ -186,6 +188,7 @@ def test_within_the_bound_it_is_enough_or_nothing(
     assert not culprits if most_checks == 0 else is_accepted(culprits)
 
 
+@settings(deadline=None)
 @given(SUSPECTS, st.randoms())
 def test_a_fault_elsewhere_blames_nobody(suspects: list[str], chance: random.Random) -> None:
     is_accepted, asked = haproxy([frozenset({chance.choice(suspects)}), frozenset({"elsewhere"})])

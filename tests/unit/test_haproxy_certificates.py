@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.catalog import Problem
@@ -141,6 +141,7 @@ def test_a_broken_one_is_refused_without_a_word_of_its_key(
     assert len(str(caught.value)) < 200
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_whatever_is_in_a_file_it_is_a_certificate_or_refused(one: Pem, data: st.DataObject) -> None:
     text = one.whole
@@ -422,6 +423,7 @@ SETS = st.dictionaries(
 ).map(lambda texts: by_name(*(some(name, f"{name}{text}") for name, text in texts.items())))
 
 
+@settings(deadline=None)
 @given(SETS, SETS)
 def test_commands_lead_from_any_set_to_any_other(
     running: dict[str, Certificate], wanted: dict[str, Certificate]

@@ -10,6 +10,7 @@ from rich.text import Text
 from discovery.catalog import Catalog, Instance, Problem, Service
 from discovery.config import SETTINGS, Configuration
 from discovery.haproxy.massloss import MassLoss, clock_text
+from discovery.options import shown as shown_option
 
 SHOWN_IDS = 10
 
@@ -36,7 +37,7 @@ def _service(service: Service) -> dict[str, object]:
         "name": service.name,
         "scheme": service.scheme,
         "host_port": service.host_port,
-        "options": dict(service.options),
+        "options": {name: shown_option(name, text) for name, text in service.options.items()},
         "instances": [_instance(instance) for instance in service.instances],
     }
 

@@ -10,7 +10,7 @@ import pytest
 
 from discovery.catalog import Instance, Service
 from discovery.config import SETTINGS, Settings, load
-from discovery.options import OPTIONS
+from discovery.options import ANY, OPTIONS
 from discovery.template_files import TemplateFile
 from discovery.templating import Templates
 
@@ -33,22 +33,36 @@ def shown(value: object) -> str:
     return f"`{text.lower() if isinstance(value, bool) else text}`"
 
 
-def test_the_table_of_settings_is_what_the_code_has() -> None:
-    """`DISCOVERY_UPDATE_DOCS=1` writes it."""
-    page = DOCS / "settings.md"
-    before, _, rest = page.read_text().partition("<!-- settings -->\n")
-    _, _, after = rest.partition("<!-- end of settings -->\n")
-    expected = before + "<!-- settings -->\n" + "\n".join(rows()) + "\n<!-- end of settings -->\n" + after
+def compare(name: str, rows: Iterator[str]) -> str:
+    """The page of this name, whose table of this name has these rows."""
+    page = DOCS / f"{name}.md"
+    before, _, rest = page.read_text().partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- end of {name} -->\n")
+    table = "\n".join(rows)
+    expected = f"{before}<!-- {name} -->\n{table}\n<!-- end of {name} -->\n{after}"
     if os.environ.get("DISCOVERY_UPDATE_DOCS"):
         page.write_text(expected)
     assert page.read_text() == expected
-    assert Settings.model_fields["state_dir"].description in expected
+    return expected
 
 
-def test_every_option_is_in_the_key_contract() -> None:
-    page = (DOCS / "keys.md").read_text()
+def test_the_table_of_settings_is_what_the_code_has() -> None:
+    """`DISCOVERY_UPDATE_DOCS=1` writes it."""
+    expected = compare("settings", rows())
+    assert str(Settings.model_fields["state_dir"].description) in expected
+
+
+def option_rows() -> Iterator[str]:
+    yield "| option | values | for | |"
+    yield "|---|---|---|---|"
     for option in OPTIONS.values():
-        assert f"| `{option.name}` |" in page
+        schemes = "any" if option.schemes == ANY else ", ".join(option.schemes)
+        yield f"| `{option.name}` | {option.values} | {schemes} | {option.documentation} |"
+
+
+def test_the_table_of_options_is_what_the_code_has() -> None:
+    """`DISCOVERY_UPDATE_DOCS=1` writes it."""
+    compare("options", option_rows())
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:

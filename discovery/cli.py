@@ -293,16 +293,17 @@ def render(context: click.Context, /, check: bool, as_diff: bool, **_flags: obje
 def set_(context: click.Context, /, name: str, field: str, value: str, **_flags: object) -> None:
     """Set a static entry or an option of service NAME; it stays until it is unset.
 
-    FIELD is hosts/ID with an ip:port, or an option: scheme, host_port, path. An option set here wins over
-    what the service's instances say.
+    FIELD is hosts/ID with an ip:port, scheme, host_port, or an option (docs/options.md tells them all). What
+    is set here wins over what the service's instances say.
     """
+    from discovery.options import OPTIONS, shown
     from discovery.static import entry
 
     configuration = _configuration(context)
     key, text = entry(name, field, value)
     with _store(configuration) as store:
         store.put({key: text})
-    click.echo(f"{key} = {text}")
+    click.echo(f"{key} = {shown(field, text) if field in OPTIONS else text}")
 
 
 @cli.command()

@@ -211,7 +211,9 @@ def stand_in(name: str) -> dict[str, str]:
 def shown(name: str, text: str) -> str:
     """The value of an option for people, logs and JSON; a secret one is hidden."""
     option = OPTIONS.get(name)
-    return text if option is not None and not option.secret else HIDDEN
+    if option is None or (option.secret and text != option.stand_in):
+        return HIDDEN
+    return text
 
 
 def shaping(options: Mapping[str, str]) -> dict[str, str]:

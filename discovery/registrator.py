@@ -323,9 +323,11 @@ class Registrator:
         found = self._mirror.seen(service).get(rest)
         if found is None:
             return 0.0
-        reason = f"another writer put {printable(found)!r}; does another node have this node's name?"
+        # Attributes may hold secret options.
+        shown = repr(printable(found)) if rest.startswith(HOSTS) else "something else"
+        reason = f"another writer put {shown}; does another node have this node's name?"
         if key not in self._contested:
-            log.warning("key_overwritten", key=key, value=printable(found))
+            log.warning("key_overwritten", key=key, value=shown)
         self._contested[key] = (self._clock(), Problem(service, printable(key), reason, "reported"))
         return self._contest_backoff.next_seconds()
 

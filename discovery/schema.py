@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from discovery.catalog import Attributes, Consequence, Instance, Problem, Scheme, Service
 from discovery.errors import SchemaError
-from discovery.options import parse_option
+from discovery.options import parse_option, stand_in
 from discovery.stores.base import Entry
 
 SERVICES = "/services/"
@@ -351,6 +351,7 @@ class _Decoder:
                     options[option] = parse_option(option, text)
                 except SchemaError as error:
                     reasons.append(f"option {printable(option)}: {error}")
+                    options = stand_in(option) | options
             if reasons:
                 more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
                 self._problem(f"{service_prefix(self.name)}attributes/{instance.id}", reasons[0] + more)
@@ -361,8 +362,7 @@ class _Decoder:
                 options[option] = self._read(entry, partial(parse_option, option))
             except SchemaError as error:
                 last = self.last.options.get(option) if self.last else None
-                if last is not None:
-                    options[option] = last
+                options = stand_in(option) | options | ({} if last is None else {option: last})
                 self._problem(
                     entry.key, str(error), "left out" if last is None else "kept at its last good value"
                 )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from discovery.catalog import Attributes, Instance, Problem, Registration
 from discovery.errors import SchemaError
-from discovery.options import OPTIONS, parse_option
+from discovery.options import OPTIONS, parse_option, stand_in
 from discovery.schema import parse_id, parse_port, parse_scheme, printable, to_name
 from discovery.sources.container import Binding, Container, Port
 
@@ -207,9 +207,11 @@ def _registration(
     service = _service_name(container, words, f"-{port.number}" if group and not named else "")
     reached = _reached(where, rules)
     options, problems = _options(words, service, _subject(container, port))
+    weight = options.pop("weight", None)
     attributes = Attributes(
         scheme=parse_scheme(words["scheme"].lower()) if words.get("scheme") else None,
         host_port=_host_port(words),
+        weight=None if weight is None else int(weight),  # of this instance, not of the service
         node=rules.node,
         container=container.name,
         image=container.image,
@@ -249,11 +251,13 @@ def _options(words: Mapping[str, str], service: str, subject: str) -> tuple[dict
     options: dict[str, str] = {}
     problems: list[Problem] = []
     for name in OPTIONS:
-        if not words.get(name):
+        # Empty is as not set; but a variable that came out empty must not let in those it was to keep out.
+        if not words.get(name) and not (name in words and stand_in(name)):
             continue
         try:
             options[name] = parse_option(name, words[name])
         except SchemaError as error:
+            options |= stand_in(name)
             problems.append(Problem(service, f"{subject}, SERVICE_{name.upper()}", str(error)))
     return options, problems
 

@@ -42,6 +42,18 @@ def test_set_writes_checked_keys_and_unset_removes_them(tmp_path: Path) -> None:
     assert json.loads(on(tmp_path, "services", "--json").stdout)["services"] == []
 
 
+def test_secrets_are_kept_and_not_printed(tmp_path: Path) -> None:
+    said = on(tmp_path, "set", "web", "request_headers", "X-Key: s3cret").stdout
+    said += on(tmp_path, "services", "--json").stdout + on(tmp_path, "services").stdout
+    assert "request_headers" in said
+    assert "s3cret" not in said
+    assert "s3cret" in (tmp_path / "services/web/options/request_headers").read_text()
+    refused = on(tmp_path, "set", "web", "auth", "alice:s3cret")
+    assert refused.returncode == 2
+    assert "openssl passwd -6" in refused.stderr
+    assert "s3cret" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -228,6 +228,19 @@ def test_a_bad_word_costs_its_own_port_only(word: str, reason: str) -> None:
     assert reason in problem.reason
 
 
+@pytest.mark.parametrize("word", ["SERVICE_AUTH=alice:s3cret", "SERVICE_AUTH="])
+def test_bad_users_let_nobody_in(word: str) -> None:
+    outcome = register(container("published_fixed", word), ALL, NODE)
+    assert outcome.registrations[0].instance.attributes.options == {"auth": "nobody"}
+    assert outcome.problems[0].subject.endswith("SERVICE_AUTH")
+    assert "s3cret" not in str(outcome)
+
+
+def test_a_weight_is_of_its_own_instance() -> None:
+    found = only(register(container("published_fixed", "SERVICE_WEIGHT=0", "SERVICE_AUTO="), ALL, NODE))
+    assert (found.instance.attributes.weight, found.instance.attributes.options) == (0, {})
+
+
 def test_a_bad_option_costs_only_itself() -> None:
     outcome = register(container("published_fixed", "SERVICE_PATH=sideways", "SERVICE_REGION=x"), ALL, NODE)
     assert outcome.registrations[0].instance.attributes.options == {}

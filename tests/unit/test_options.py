@@ -184,6 +184,7 @@ def test_secrets_are_not_shown() -> None:
     assert document.count(HIDDEN) == 2
     assert '"balance": "random"' in document
     assert shown("of a newer version", "s3cret") == HIDDEN
+    assert shown("auth", "nobody") == "nobody"
 
 
 def test_what_keeps_people_out_does_not_let_them_in_when_it_is_bad() -> None:

@@ -514,6 +514,20 @@ def test_unknown_option_is_left_out(option: str) -> None:
     assert_fit_for_display(only_problem(decoded))
 
 
+def test_a_bad_option_that_keeps_people_out_lets_nobody_in() -> None:
+    """A predecessor, or an instance that says it well, is better than nobody."""
+    bad, good = '{"options": {"allow": "rubbish"}}', '{"options": {"allow": "10.0.0.0/8"}}'
+    nobody, some = {"allow": "nobody"}, {"allow": "10.0.0.0/8"}
+    hosts = {"hosts/0": "192.0.2.1:80", "hosts/1": "192.0.2.1:81"}
+    assert served({**hosts, "attributes/0": bad}).options == nobody
+    assert served({**hosts, "options/allow": ""}).options == nobody
+    assert served({**hosts, "attributes/0": good, "attributes/1": bad}).options == some
+    assert served({**hosts, "attributes/0": bad, "attributes/1": good}).options == some
+    assert served({**hosts, "attributes/0": good, "options/allow": "rubbish"}).options == some
+    last = served({**hosts, "options/allow": "192.0.2.0/24"})
+    assert served({**hosts, "attributes/0": good, "options/allow": "x"}, last).options == last.options
+
+
 def test_unknown_option_names_the_nearest() -> None:
     assert "did you mean path?" in only_problem(decode({"scheme": "tcp", "options/pth": "keep"})).reason
 

@@ -7,7 +7,7 @@ an answer tells who gave it, and a late one, of an instance that is gone, is see
 import json
 import random
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,6 @@ class Fleet:
         self._random = random.Random(seed)
         self._serials: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
-        self._born = 0
         for number in range(services):
             self.new_service(f"s{number}", instances)
 
@@ -94,12 +93,15 @@ class Fleet:
         members = self.services[service].values()
         return {member.host: 0 if member.draining else member.weight for member in members}
 
-    def targets(self, services: list[str]) -> list[Target]:
-        """Requests to these services, each by host and by path; any instance of it may answer."""
+    def targets(self, services: Iterable[str], *, optional: bool = False) -> list[Target]:
+        """Requests to these services, each by host and by path; any instance of it may answer.
+
+        ``optional`` ones need not be there.
+        """
         asked = []
         for name in services:
-            asked.append(Target(f"{name}.example", "/", self._prefix(name)))
-            asked.append(Target("example", f"/{name}/", self._prefix(name)))
+            asked.append(Target(f"{name}.example", "/", self._prefix(name), optional))
+            asked.append(Target("example", f"/{name}/", self._prefix(name), optional))
         return asked
 
     # -- changes
@@ -147,9 +149,7 @@ class Fleet:
         return Step("reweight", name, self._attributes(name, id_))
 
     def new_service(self, name: str, instances: int, host_port: int | None = None) -> Step:
-        """A service more, of http, or of tcp when it has a port."""
-        self._blocks[name] = self._born
-        self._born += 1
+        """A service more, of http, or of tcp when it has a port. A name that comes again keeps its block."""
         self.services[name] = dict(self._member(name) for _ in range(instances))
         keys = {f"{SERVICES}{name}/scheme": "tcp" if host_port else "http"}
         if host_port is not None:
@@ -168,7 +168,8 @@ class Fleet:
     # -- the parts
 
     def _prefix(self, name: str) -> str:
-        block, place = divmod(self._blocks[name], _SERVICES_A_BLOCK)
+        number = self._blocks.setdefault(name, len(self._blocks))
+        block, place = divmod(number, _SERVICES_A_BLOCK)
         return f"127.{_FIRST_BLOCK + block}.{place + 1}."
 
     def _member(self, name: str) -> tuple[str, _Member]:

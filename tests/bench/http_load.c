@@ -3,7 +3,8 @@
  *
  *   http_load PORT KEEPALIVE CLOSING PAUSE_US SECONDS < targets
  *
- * A target is a line "HOST PATH EXPECTED": the request, and how its body must begin. KEEPALIVE clients ask
+ * A target is a line "HOST PATH EXPECTED OPTIONAL": the request, how its body must begin, and whether (1) 404 is an
+ * answer too, for a service that comes and goes. KEEPALIVE clients ask
  * again and again on one connection, CLOSING ones make a connection for each request; each waits PAUSE_US
  * between two requests. After SECONDS, or on SIGTERM, requests under way are finished and the account is
  * printed as JSON. A request fails when its connection is refused, reset or closed before the whole answer,
@@ -34,6 +35,7 @@
 
 struct target {
     char *host, *path, *expected;
+    int optional;
 };
 
 enum phase { IDLE, CONNECTING, WAITING };
@@ -60,7 +62,7 @@ static struct kind kinds[MOST_KINDS];
 static size_t kind_count;
 static char shown[SHOWN_FAILURES][200];
 static size_t shown_count;
-static long answered[2], idle_closes, connections;
+static long answered[2], absent, idle_closes, connections;
 static long latency[BUCKETS + 1];
 static double longest;
 static double *last;
@@ -144,13 +146,15 @@ static void look(struct client *client)
         return;
     }
     body[size] = 0;
-    if (strncmp(client->answer, "HTTP/1.1 200", 12)) {
+    if (client->target->optional && !strncmp(client->answer, "HTTP/1.1 404", 12)) {
+        absent++;
+        body = "";
+    } else if (strncmp(client->answer, "HTTP/1.1 200", 12)) {
         char what[32];
         snprintf(what, sizeof what, "status %.3s", client->answer + 9);
         fail(client, what);
         return;
-    }
-    if (strncmp(body, client->target->expected, strlen(client->target->expected))) {
+    } else if (strncmp(body, client->target->expected, strlen(client->target->expected))) {
         fail(client, "another service");
         return;
     }
@@ -236,9 +240,10 @@ static void receive(struct client *client)
 static void read_targets(void)
 {
     char host[256], path[256], expected[64];
-    while (scanf("%255s %255s %63s", host, path, expected) == 3) {
+    int optional;
+    while (scanf("%255s %255s %63s %d", host, path, expected, &optional) == 4) {
         targets = realloc(targets, (target_count + 1) * sizeof *targets);
-        targets[target_count++] = (struct target){strdup(host), strdup(path), strdup(expected)};
+        targets[target_count++] = (struct target){strdup(host), strdup(path), strdup(expected), optional};
     }
     if (!target_count) {
         fputs("no targets\n", stderr);
@@ -266,8 +271,8 @@ static void print(double seconds)
 {
     size_t index;
     const char *comma = "";
-    printf("{\"keep_alive\": %ld, \"closing\": %ld, \"connections\": %ld, \"idle_closes\": %ld, ", answered[0],
-           answered[1], connections, idle_closes);
+    printf("{\"keep_alive\": %ld, \"closing\": %ld, \"absent\": %ld, ", answered[0], answered[1], absent);
+    printf("\"connections\": %ld, \"idle_closes\": %ld, ", connections, idle_closes);
     printf("\"seconds\": %.3f, \"p50_ms\": %.2f, \"p99_ms\": %.2f, \"longest_ms\": %.1f, \"failures\": {", seconds,
            percentile_ms(0.5), percentile_ms(0.99), longest * 1e3);
     for (index = 0; index < kind_count; index++)

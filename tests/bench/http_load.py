@@ -18,20 +18,23 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A request, and how the body of its answer must begin."""
+    """A request, and how the body of its answer must begin; 404 will do for an ``optional`` one."""
 
     host: str
     path: str
     expected: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
     """What became of the requests. ``last`` is when, in time.monotonic(), the last one was sent that each
-    address answered; ``failures`` are counted by kind, the first few told in ``first_failures``."""
+    address answered; ``failures`` are counted by kind, the first few told in ``first_failures``. ``absent``
+    are the answers 404 among those of optional targets."""
 
     keep_alive: int
     closing: int
+    absent: int
     connections: int
     idle_closes: int
     seconds: float
@@ -78,7 +81,9 @@ class HttpLoad:
     ) -> None:
         self.account: Account | None = None
         self._arguments = [program, port, keep_alive, closing, pause_seconds * 1e6, most_seconds]
-        self._targets = "".join(f"{each.host} {each.path} {each.expected}\n" for each in targets)
+        self._targets = "".join(
+            f"{each.host} {each.path} {each.expected} {each.optional:d}\n" for each in targets
+        )
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -94,8 +99,16 @@ class HttpLoad:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._process.send_signal(signal.SIGKILL if kind else signal.SIGTERM)
+        if kind:
+            self._process.kill()
+            self._process.communicate(timeout=PATIENCE_SECONDS)
+        elif self.account is None:
+            self.end()
+
+    def end(self) -> Account:
+        """No more requests; those under way are waited for. What became of all."""
+        self._process.send_signal(signal.SIGTERM)
         printed, _ignored = self._process.communicate(timeout=PATIENCE_SECONDS)
-        if not kind:
-            assert self._process.returncode == 0, self._process.returncode
-            self.account = Account(**json.loads(printed))
+        assert self._process.returncode == 0, self._process.returncode
+        self.account = Account(**json.loads(printed))
+        return self.account

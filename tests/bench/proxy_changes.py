@@ -207,6 +207,7 @@ def _account(account: Account) -> Rows:
         ["requests, keep-alive", f"{account.keep_alive:,}"],
         ["requests, each on a connection of its own", f"{account.closing:,}"],
         ["requests/s", f"{account.answered / account.seconds:,.0f}"],
+        ["…of them to services that were not there, as they come and go", f"{account.absent:,}"],
         ["**failed requests**", f"{account.failed}" + (f" ({kinds})" if kinds else "")],
         ["connections closed while nothing was asked", f"{account.idle_closes}"],
         ["answer p50, p99, longest ms", _figures(account.p50_ms, account.p99_ms, account.longest_ms)],
@@ -250,7 +251,7 @@ CHANGES_COLUMNS = [
     "worker's CPU ms each",
     "reloads",
 ]
-NEW_COLUMNS = ["at 1,000 services", "n", "p50 ms", "p99 ms", "longest ms", "reloads"]
+NEW_COLUMNS = ["change", "n", "p50 ms", "p99 ms", "longest ms", "reloads"]
 
 
 def all_changes(options: argparse.Namespace, directory: Path) -> Rows:

@@ -11,16 +11,18 @@ from pathlib import Path
 from tests.bench.fleet import Fleet, Step, answering
 from tests.bench.http_load import Account, HttpLoad, build
 from tests.bench.proxy_parts import Edge, rss_mb, write
+from tests.lab.haproxy import fetch
 
 LOADED_SERVICES = 100
-BORN_SERVICES = 40
-"""Services that come and go: about so many are there at once."""
+FLEETING = tuple(f"n{number}" for number in range(40))
+"""Services that come and go, about half of them at once. No other may ever answer for them."""
 OF_SERVICES = 0.1
 """The share of a storm's changes that add or remove a whole service."""
 WARM_SECONDS = 1.0
 GRACE_SECONDS = 0.5
 """A worker that is being replaced may answer one more request on each connection, as it was told before."""
-SETTLE_SECONDS = 1.5
+SETTLE_SECONDS = 1.0
+ROUNDS = 5
 LOOKS_AT_MEMORY = 20
 
 
@@ -45,8 +47,8 @@ class Storm:
     """What became of a storm of changes.
 
     ``caught_up_seconds`` is from the last change until HAProxy ran all of them. Of the instances of the
-    services under load, ``taking`` are then to take requests; ``not_asked`` are those of them that got none
-    afterwards, and ``asked_in_vain`` others that did.
+    services that are asked for, ``taking`` are then to take requests; ``not_asked`` are those of them that
+    got none afterwards, and ``asked_in_vain`` others that did.
     """
 
     changes: int
@@ -88,22 +90,36 @@ def run_storm(directory: Path, plan: Plan, seconds: float, rate: float) -> Storm
         _wait_until(applied + SETTLE_SECONDS)
         rss.append(rss_mb(edge.pid))
         reloads = edge.reload_count - before
-    assert load.account
-    weights = {host: weight for name in plan.loaded for host, weight in fleet.hosts(name).items()}
+        account = load.end()
+        names = [name for name in (*plan.loaded, *FLEETING) if name in fleet.services]
+        reached = set[str]().union(*(_reached(edge, fleet, name) for name in names))
+    weights = {host: weight for name in names for host, weight in fleet.hosts(name).items()}
     taking = {host for host, weight in weights.items() if weight}
-    asked = {host for host, sent in load.account.last.items() if sent > applied + GRACE_SECONDS}
+    asked = {host for host, sent in account.last.items() if sent > applied + GRACE_SECONDS}
     return Storm(
         changes=count,
         seconds=over - began,
         late_seconds=late_seconds,
         reloads=reloads,
         caught_up_seconds=applied - over,
-        account=load.account,
+        account=account,
         taking=len(taking),
-        not_asked=frozenset(taking - asked),
-        asked_in_vain=frozenset(asked - taking),
+        not_asked=frozenset(taking - reached),
+        asked_in_vain=frozenset((asked | reached) - taking),
         rss_mb=tuple(rss),
     )
+
+
+def _reached(edge: Edge, fleet: Fleet, name: str) -> set[str]:
+    """Who answers for a service, in several rounds over all its instances, or in fewer when all have."""
+    weights = fleet.hosts(name)
+    taking = {host for host, weight in weights.items() if weight}
+    answered: set[str] = set()
+    for _ in range(ROUNDS * sum(weights.values())):
+        answered.add(fetch(edge.port, host=f"{name}.example").text)
+        if answered >= taking:
+            break
+    return answered
 
 
 def run_reloads(directory: Path, plan: Plan, count: int) -> Reloads:
@@ -117,8 +133,8 @@ def run_reloads(directory: Path, plan: Plan, count: int) -> Reloads:
             old_workers = max(old_workers, edge.old_workers())
         reloads = edge.reload_count - before
         seconds = edge.reload_seconds()[-reloads:]
-    assert load.account
-    return Reloads(reloads, tuple(seconds), old_workers, load.account)
+        account = load.end()
+    return Reloads(reloads, tuple(seconds), old_workers, account)
 
 
 @contextmanager
@@ -130,7 +146,7 @@ def _under_load(directory: Path, plan: Plan, *arguments: str) -> Iterator[tuple[
             load = HttpLoad(
                 program,
                 edge.port,
-                fleet.targets(plan.loaded),
+                fleet.targets(plan.loaded) + fleet.targets(FLEETING, optional=True),
                 keep_alive=plan.clients,
                 closing=plan.clients,
                 pause_seconds=plan.pause_seconds,
@@ -142,12 +158,10 @@ def _under_load(directory: Path, plan: Plan, *arguments: str) -> Iterator[tuple[
 
 
 def _step(fleet: Fleet, chosen: random.Random, plan: Plan) -> Step:
-    """A change of instances, half of them of services under load, or of a whole service that is not."""
+    """A change of instances, half of them of services under load, or of a whole service."""
     if chosen.random() < OF_SERVICES:
-        born = [name for name in fleet.services if name.startswith("n")]
-        if chosen.random() < len(born) / BORN_SERVICES:
-            return fleet.remove_service(chosen.choice(born))
-        return fleet.new_service(f"n{chosen.randrange(1_000_000)}", 2)
+        name = chosen.choice(FLEETING)
+        return fleet.remove_service(name) if name in fleet.services else fleet.new_service(name, 2)
     if chosen.random() < 0.5:
         return fleet.step(chosen.choice(plan.loaded))
     return fleet.step(f"s{chosen.randrange(plan.services)}")

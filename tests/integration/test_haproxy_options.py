@@ -1,26 +1,21 @@
-"""Every option, as a real HAProxy carries it out; and every server's words as its runtime takes them."""
+"""Every option, as a real HAProxy carries it out."""
 
 import base64
-import itertools
+import http.client
 import json
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from discovery.catalog import Instance, Service
-from discovery.haproxy.directives import quote, quote_format
 from discovery.options import parse_option
-from tests.lab.backend_config import DEFAULTS, Section, configuration, section
-from tests.lab.bare import Bare, bare
-from tests.lab.haproxy import VERSIONS, Answer, echo, fetch, free_port, haproxy_binary, service, until
+from tests.lab.backend_config import Edge, configuration, edge_of, section
+from tests.lab.bare import bare
+from tests.lab.haproxy import VERSIONS, echo, fetch, free_port, haproxy_binary, service, until
 from tests.lab.need import need
 
 HASHES = {
@@ -49,6 +44,7 @@ OPTIONS_OF = {
     "sticky": {"sticky": "cookie"},
     "checked": {"check": "http:/it's?a=$HOME", "check_rise": "1", "check_fall": "1"},
     "unchecked": {"check": "none"},
+    "reused": {"check": "none"},
     "impatient": {"timeout_server": "200ms", "retries": "0"},
     "timed": {"timeout_connect": "1s", "timeout_tunnel": "5m", "check_timeout": "1s", "check_interval": "3s"},
     "tls": {"protocol": "https", "check": "http:/"},
@@ -75,18 +71,6 @@ TELL = (
     "http-request return status 200 content-type application/json lf-string "
     """'{{"sni":"%[ssl_fc_sni]","tls":"%[ssl_fc]","version":"%[req.ver]","to":"%[dst_port]","path":"%[path]"}}'"""
 )
-
-
-@dataclass
-class Edge:
-    haproxy: Bare
-    port: int
-    tcp_ports: dict[str, int] = field(default_factory=dict)
-    one: int = 0
-    two: int = 0
-
-    def fetch(self, name: str, target: str = "/", **more: object) -> Answer:
-        return fetch(self.port, target, f"{name}.local", **more)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -243,13 +227,13 @@ def test_instances_are_spoken_to_as_they_ask_and_so_are_those_added_at_runtime(
         # The PROXY header tells the port that the client connected to.
         assert seen["to"] == str(edge.port)
     each = section(service(name, options=OPTIONS_OF[name])).directives
-    address = servers(edge, name)["s1"]["addr"]
+    address = edge.servers(name)["s1"]["addr"]
     assert "New server" in edge.haproxy.ask(f"add server service:{name}/s9 {address} {each.server}")
     edge.haproxy.ask(f"enable health service:{name}/s9")
     edge.haproxy.ask(f"enable server service:{name}/s9")
     edge.haproxy.ask(f"set server service:{name}/s1 state maint")
     # L7OK comes only from a check that spoke as it should.
-    until(lambda: servers(edge, name)["s9"]["check_status"] == "L7OK", f"{name}/s9 passes its check")
+    until(lambda: edge.servers(name)["s9"]["check_status"] == "L7OK", f"{name}/s9 passes its check")
     seen = json.loads(edge.fetch(name, "/x").text)
     assert {key: seen[key] for key in expected} == expected
 
@@ -267,29 +251,37 @@ def test_an_address_or_a_final_dot_is_no_sni(edge: Edge) -> None:
         assert json.loads(answer.text)["sni"] == sni, host
 
 
-def servers(edge: Edge, name: str) -> dict[str, dict[str, str]]:
-    """What `show stat` says of each server of a service."""
-    lines = edge.haproxy.ask("show stat").lstrip("# ").splitlines()
-    columns = lines[0].split(",")
-    rows = [dict(zip(columns, line.split(","), strict=False)) for line in lines[1:] if line]
-    return {row["svname"]: row for row in rows if row["pxname"] == f"service:{name}"}
-
-
 def state(edge: Edge, name: str, server: str) -> str:
-    return servers(edge, name)[server]["status"]
+    return edge.servers(name)[server]["status"]
+
+
+def test_connections_to_what_was_added_at_runtime_are_used_again(edge: Edge) -> None:
+    each = section(service("reused", options=OPTIONS_OF["reused"])).directives
+    added = f"add server service:reused/s9 127.0.0.1:{edge.one} {each.server}"
+    assert "New server" in edge.haproxy.ask(added)
+    edge.haproxy.ask("enable server service:reused/s9")
+    for name in ("s1", "s2"):
+        edge.haproxy.ask(f"set server service:reused/{name} state maint")
+    client = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=20)
+    for _ in range(5):
+        client.request("GET", "/", headers={"Host": "reused"})
+        assert client.getresponse().read()
+    client.close()
+    counted = edge.servers("reused")["s9"]
+    assert (counted["connect"], counted["reuse"]) == ("1", "4")
 
 
 # ---- checks, bounds ---------------------------------------------------------------------------------
 
 
 def test_checks_are_made_as_asked(edge: Edge) -> None:
-    until(lambda: servers(edge, "checked")["s1"]["check_status"] == "L7OK", "the path is checked")
-    until(lambda: servers(edge, "plain")["s1"]["check_status"] == "L4OK", "a connection is a check")
-    until(lambda: servers(edge, "tcpopts")["s1"]["check_status"] == "L7OK", "a path behind tcp is checked")
+    until(lambda: edge.servers("checked")["s1"]["check_status"] == "L7OK", "the path is checked")
+    until(lambda: edge.servers("plain")["s1"]["check_status"] == "L4OK", "a connection is a check")
+    until(lambda: edge.servers("tcpopts")["s1"]["check_status"] == "L7OK", "a path behind tcp is checked")
     assert state(edge, "unchecked", "s1") == "no check"
-    timed = servers(edge, "checked")["s1"]
+    timed = edge.servers("checked")["s1"]
     assert (timed["check_rise"], timed["check_fall"]) == ("1", "1")
-    assert servers(edge, "random")["s1"]["slim"] == "7"
+    assert edge.servers("random")["s1"]["slim"] == "7"
 
 
 def test_a_silent_instance_is_given_up_in_its_own_time(tmp_path: Path) -> None:
@@ -308,7 +300,7 @@ def test_retries_are_counted(tmp_path: Path) -> None:
     with edge_of(tmp_path, "2.6", sections) as edge:
         for number in (0, 2):
             assert edge.fetch(f"r{number}").status == 503
-            assert servers(edge, f"r{number}")["BACKEND"]["wretr"] == str(number)
+            assert edge.servers(f"r{number}")["BACKEND"]["wretr"] == str(number)
 
 
 def test_a_check_expects_2xx_or_3xx_of_its_own_host(tmp_path: Path) -> None:
@@ -325,92 +317,10 @@ def test_a_check_expects_2xx_or_3xx_of_its_own_host(tmp_path: Path) -> None:
     ]
     text = f"frontend behind from edge\n    bind 127.0.0.1:{behind_port}\n    {rules}"
     with edge_of(tmp_path, "2.6", sections, text) as edge:
-        until(lambda: servers(edge, "failing")["s1"]["check_status"] == "L7STS", "it fails")
+        until(lambda: edge.servers("failing")["s1"]["check_status"] == "L7STS", "it fails")
         for name in ("moved", "exact"):
             until(partial(passes_its_check, edge, name), f"{name} is up")
 
 
 def passes_its_check(edge: Edge, name: str) -> bool:
-    return servers(edge, name)["s1"]["check_status"] == "L7OK"
-
-
-@contextmanager
-def edge_of(directory: Path, version: str, sections: list[Section], more: str = "") -> Iterator[Edge]:
-    port = free_port()
-    with bare(haproxy_binary(version), directory, configuration(port, sections) + more) as haproxy:
-        yield Edge(haproxy, port)
-
-
-# ---- every combination, at runtime ------------------------------------------------------------------
-
-INSTANCE = (Instance("0", "127.0.0.1", 9),)
-COMBINED: dict[str, tuple[dict[str, str], ...]] = {
-    "balance": tuple({"balance": word} for word in ("roundrobin", "leastconn", "source", "random", "uri")),
-    "sticky": ({}, {"sticky": "cookie"}),
-    "check": ({}, {"check": "http:/x"}, {"check": "none"}),
-    "protocol": ({}, {"protocol": "https"}, {"protocol": "h2"}),
-    "proxy": ({}, {"proxy_protocol": "v1"}, {"proxy_protocol": "v2", "maxconn": "5"}),
-}
-
-
-def combinations() -> Iterator[Service]:
-    for number, parts in enumerate(itertools.product(*COMBINED.values())):
-        options = {name: text for part in parts for name, text in part.items()}
-        yield Service(f"c{number}", options=options)
-        if not options.keys() & {"sticky", "protocol"} and options["balance"] != "uri":
-            yield Service(f"t{number}", "tcp", options=options)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_runtime_takes_every_combination(version: str, tmp_path: Path) -> None:
-    with echo() as port:
-        sections = [section(each) for each in combinations()]
-        # The same with a server from the beginning: HAProxy then checks the words of default-server.
-        each_with_one = (replace(each, name=f"{each.name}x", instances=INSTANCE) for each in combinations())
-        with_server = [section(each) for each in each_with_one]
-        with edge_of(tmp_path, version, sections + with_server) as edge:
-            for each in sections:
-                added = f"add server {each.name}/s1 127.0.0.1:{port} {each.directives.server}"
-                assert "New server registered" in edge.haproxy.ask(added), (each.service.options, added)
-                if each.directives.checked:
-                    assert not edge.haproxy.ask(f"enable health {each.name}/s1").strip()
-                if each.directives.after_add:
-                    assert not edge.haproxy.ask(f"{each.directives.after_add} {each.name}").strip()
-            assert edge.haproxy.worker
-
-
-# ---- escaping ---------------------------------------------------------------------------------------
-
-PRINTABLE = st.characters(min_codepoint=32, max_codepoint=126)
-HOSTILE = st.sampled_from(
-    ["%[src]", "%%", "$HOME", "${HOME}", "'", '"', "\\", "#", "\\n", " if ", "{", "}", "  ", "\t"]
-)
-VALUES = st.lists(st.one_of(HOSTILE, PRINTABLE), min_size=1, max_size=12).map("".join)
-BATCH = 60
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@settings(max_examples=3, deadline=None)
-@given(texts=st.lists(VALUES, min_size=BATCH, max_size=BATCH))
-def test_every_text_arrives_exactly_as_it_is(
-    version: str, texts: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Many values in one configuration, so that few processes try many of them."""
-    values = [text for text in (each.strip(" \t") for each in texts) if text]
-    lines = [f"http-response set-header X-F{n} {quote_format(text)}" for n, text in enumerate(values)]
-    lines += [f"http-request set-header X-F{n} {quote_format(text)}" for n, text in enumerate(values)]
-    lines += [
-        f"http-request return status 200 content-type text/plain string {quote(text)} if {{ path /{n} }}"
-        for n, text in enumerate(values)
-    ]
-    port = free_port()
-    with echo() as behind_port, ExitStack() as stack:
-        text = f"{DEFAULTS}frontend f from edge\n    bind 127.0.0.1:{port}\n    default_backend b\n"
-        text += "backend b from edge\n" + "".join(f"    {line}\n" for line in lines)
-        text += f"    server s 127.0.0.1:{behind_port}\n"
-        stack.enter_context(bare(haproxy_binary(version), tmp_path_factory.mktemp("escaping"), text))
-        answer = fetch(port, "/none", "x")
-        for n, value in enumerate(values):
-            assert answer.headers[f"x-f{n}"] == value
-            assert answer.seen["headers"][f"x-f{n}"] == value
-            assert fetch(port, f"/{n}", "x").text == value
+    return edge.servers(name)["s1"]["check_status"] == "L7OK"

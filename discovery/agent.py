@@ -194,7 +194,7 @@ class Agent:
         haproxy = HAProxy(roles.proxy_settings(self._settings), lambda: follower.poke() if follower else None)
         haproxy.start()
         self._haproxy = haproxy
-        follower = self._follow(haproxy)
+        follower = self._follow(haproxy, quiet_seconds=0.0)
         self._inward.start("haproxy", haproxy.supervise)
         reporter = EdgeReporter(
             self._store.session,

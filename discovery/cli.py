@@ -277,10 +277,12 @@ def render(context: click.Context, /, check: bool, as_diff: bool, **_flags: obje
     rendered = preview.render_files(settings, catalog)
     if check:
         preview.check_files(settings, rendered)
+    shown = preview.without_secrets(rendered)
     if as_diff:
-        click.echo(views.files_difference(preview.running_files(settings), rendered), nl=False)
+        running = preview.without_secrets(preview.running_files(settings))
+        click.echo(views.files_difference(running, shown), nl=False)
     else:
-        for filename, text in rendered.items():
+        for filename, text in shown.items():
             click.echo(f"# ---- {filename}\n{text}", nl=False)
 
 

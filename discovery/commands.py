@@ -53,7 +53,7 @@ def run(command: str | Sequence[str], timeout_seconds: float) -> str:
     if not ended:
         raise CommandError(f"{shown!r} took longer than {timeout_seconds:g} s and was killed{said}")
     if child.returncode != 0:
-        raise CommandError(f"{shown!r} ended with status {child.returncode}{said}")
+        raise CommandError(f"{shown!r} ended with status {child.returncode}{said}", child.returncode)
     return text
 
 

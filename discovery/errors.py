@@ -69,12 +69,42 @@ class SchemaError(DiscoveryError):
 
 
 class RenderError(DiscoveryError):
-    """A template cannot be rendered; ``str()`` names its file and line."""
+    """A template cannot be rendered; ``str()`` names its file and line.
+
+    ``service`` is the one it could not be rendered for, None when it is no single one's fault.
+    """
+
+    def __init__(self, reason: str, service: str | None = None) -> None:
+        super().__init__(reason)
+        self.service = service
 
 
 class ApplyError(DiscoveryError):
     """What should be running is not running; the last good state still is, as far as it could be kept."""
 
 
+class ConfigRefused(ApplyError):
+    """A program refuses its configuration; ``message`` is all that it says."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason)
+        self.message = message
+
+
+class Postponed(ApplyError):
+    """Not everything runs yet, on purpose: what is left is to be applied again after ``seconds``."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
 class CommandError(DiscoveryError):
-    """A child process ended with an error or was ended because it took too long."""
+    """A child process ended with an error or was ended because it took too long.
+
+    ``status`` is its exit status, None when it did not end by itself, or never began.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from discovery.catalog import Catalog, Problem
-from discovery.errors import DiscoveryError
+from discovery.errors import DiscoveryError, Postponed
 from discovery.feed import Feed, Published
 from discovery.retry import Backoff
 
@@ -30,9 +30,9 @@ class Applier(Protocol):
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Return only when it is running, and then what of the catalog could not be, on this node.
 
-        Raises a DiscoveryError when it could not be made to run; the last good state then still does. Is
-        called again with the same catalog to retry, to recheck problems, and when its own ground changed, and
-        costs next to nothing when there is nothing to do.
+        Raises Postponed when a part of it waits for its time, a DiscoveryError when it could not be made to
+        run; the last good state then still does. Is called again with the same catalog to retry, to recheck
+        problems, and when its own ground changed, and costs next to nothing when there is nothing to do.
         """
         ...
 
@@ -94,26 +94,32 @@ class Follower:
                 self.status = replace(self.status, applied_revision=current.value.revision)
                 continue
             self._poked.clear()
-            wait_seconds = self._apply(current.value)
-            applied = current.value if self.status.error is None else None
+            is_applied, wait_seconds = self._apply(current.value)
+            applied = current.value if is_applied else None
             due = time.monotonic() + wait_seconds if wait_seconds else None
 
-    def _apply(self, catalog: Catalog) -> float | None:
-        """Apply once; the seconds after which to try again, None when there is no need."""
+    def _apply(self, catalog: Catalog) -> tuple[bool, float | None]:
+        """Apply once; whether it is, and the seconds after which to try again, None when there is no need."""
         began = time.monotonic()
         before = self.status
+        is_applied = False
+        wait_seconds: float | None
         try:
             problems = self._applier.apply(catalog)
+        except Postponed as error:
+            log.debug("apply_postponed", applier=before.name, reason=str(error))
+            wait_seconds = error.seconds
         except DiscoveryError as error:
             self.status = replace(before, error=str(error))
             if before.error != str(error):
                 log.error("apply_failed", applier=before.name, revision=catalog.revision, error=str(error))
-            wait_seconds: float | None = self._backoff.next_seconds()
+            wait_seconds = self._backoff.next_seconds()
         else:
+            is_applied = True
             self._backoff.reset()
             self.status = FollowerStatus(before.name, catalog.revision, problems)
             if before.error is not None:
                 log.info("apply_recovered", applier=before.name, revision=catalog.revision)
             wait_seconds = self._recheck_seconds if problems else None
         self._on_attempt(self.status, time.monotonic() - began)
-        return wait_seconds
+        return is_applied, wait_seconds

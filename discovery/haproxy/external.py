@@ -16,11 +16,12 @@ import psutil
 import structlog
 
 from discovery import commands
-from discovery.errors import ApplyError, CommandError
+from discovery.errors import ApplyError, CommandError, ConfigRefused
 from discovery.haproxy import program
+from discovery.haproxy.engine import OldWorker
 from discovery.haproxy.process import ReloadFailed
 from discovery.haproxy.program import Program
-from discovery.haproxy.runtime import Processes, alerts, ask
+from discovery.haproxy.runtime import alerts, ask
 from discovery.haproxy.settings import ProxySettings
 
 log = structlog.get_logger(__name__)
@@ -65,7 +66,6 @@ class External:
         self._settings = settings
         self._program = program
         self._worker: Worker | None = None
-        self._reloads = 0
 
     @property
     def pid(self) -> int | None:
@@ -109,7 +109,11 @@ class External:
         try:
             commands.run(_SRC.sub(lambda _match: quoted, command), self._settings.command_timeout_seconds)
         except CommandError as error:
-            raise ApplyError(f"proxy.check_cmd refuses the configuration: {alerts(str(error))}") from error
+            message = str(error)
+            if error.status is None:
+                raise ApplyError(f"proxy.check_cmd cannot check the configuration: {message}") from error
+            reason = f"proxy.check_cmd refuses the configuration: {alerts(message)}"
+            raise ConfigRefused(reason, message) from error
 
     def reload(self) -> None:
         """Have a new worker load the current configuration; return when it alone takes connections.
@@ -119,37 +123,24 @@ class External:
         self._load("HAProxy's reload failed")
 
     def ask(self, command: str) -> str:
-        """The known worker's answer to one runtime command; a payload ends with an empty line.
+        """The known worker's answer to one runtime command; a payload ends with a newline.
 
         Raises WorkerReplaced when another worker had the connection, or it is stopping: the command is lost
         then, and what runs is not known before ``adopt`` or ``start``. Raises ApplyError without an answer.
         """
         if self._worker is None:
             raise ApplyError("HAProxy does not run")
-        # On one connection, so that both answers are of one worker. After a payload a line of its own begins,
-        # which 2.6 reads as a command too.
-        text = f"show info;{command}" + ("quit" if command.endswith("\n") else "")
-        answer = ask(self._settings.admin_socket, text, ANSWER_SECONDS)
+        # On one connection, so that both answers are of one worker.
+        answer = ask(self._settings.admin_socket, f"show info;{command}", ANSWER_SECONDS)
         info, _, rest = answer.partition("\n\n")
         if _worker(info) != self._worker:
             raise WorkerReplaced(f"HAProxy's worker {self._worker.pid} was replaced by somebody else")
         return rest
 
-    def server_state(self) -> str:
-        """What the worker knows of its servers, for the next one to begin with. Raises ApplyError."""
-        return self.ask("show servers state")
-
-    def processes(self) -> Processes:
-        """The known worker, and what can be seen of its master and of former workers. Raises ApplyError.
-
-        Where that is nothing, as with a HAProxy in another container, the worker stands for its master, and
-        there are no former ones. ``reloads`` are those that we asked for.
-        """
+    def old_workers(self) -> tuple[OldWorker, ...]:
+        """The former workers, as far as their processes can be seen; what keeps them is not known."""
         worker = self._worker
-        if worker is None or self._look() != worker:
-            raise ApplyError("HAProxy does not run")
-        master, former = _family(worker.pid)
-        return Processes(master, worker.version, self._reloads, 0, (worker.pid,), former)
+        return () if worker is None else tuple(OldWorker(pid) for pid in _former(worker.pid))
 
     # -- ending
 
@@ -200,7 +191,6 @@ class External:
         if refusal is not None:
             log.warning("haproxy_reload_cmd_failed", pid=worker.pid, error=_said(refusal))
         self._worker = worker
-        self._reloads += 1
         log.info("haproxy_loaded", pid=worker.pid, version=worker.version)
 
     def _wait_for_another(self, former: Worker | None, timeout_seconds: float) -> Worker | None:
@@ -236,18 +226,18 @@ def _worker(info: str) -> Worker | None:
         return None
 
 
-def _family(pid: int) -> tuple[int, tuple[int, ...]]:
-    """The master of worker ``pid``, and its other workers; the worker itself and none where none is seen."""
+def _former(pid: int) -> tuple[int, ...]:
+    """The other workers of the master of worker ``pid``; none where none is seen, as in another container."""
     try:
         worker = psutil.Process(pid)
         master = worker.parent()
         # In the foreground without a master, its parent is no HAProxy; nor is whoever has that id here.
         if master is None or master.name() != worker.name():
-            return pid, ()
+            return ()
         others = (each for each in master.children() if each.pid != pid and each.name() == worker.name())
-        return master.pid, tuple(sorted(each.pid for each in others))
+        return tuple(sorted(each.pid for each in others))
     except psutil.Error:
-        return pid, ()
+        return ()
 
 
 def _said(error: CommandError | None) -> str:

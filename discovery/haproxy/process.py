@@ -16,13 +16,16 @@ from pathlib import Path
 import structlog
 
 from discovery.errors import ApplyError
-from discovery.haproxy.program import Program
-from discovery.haproxy.runtime import Master, alerts
+from discovery.haproxy.engine import OldWorker
+from discovery.haproxy.program import Program, check
+from discovery.haproxy.runtime import Master, alerts, ask, sessions
 from discovery.haproxy.settings import ProxySettings
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.02
+ASK_SECONDS = 5.0
+SHOWN_BACKENDS = 5
 REMNANTS_SECONDS = 3.0
 LOG_BYTES = 1 << 20
 ENVIRONMENT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH")
@@ -51,6 +54,15 @@ class Process:
     def pid(self) -> int | None:
         """The master's process id; None when there is none, or it ended."""
         return None if self._pid is None or self.wait_for_end(0) else self._pid
+
+    @property
+    def version(self) -> str:
+        """HAProxy's version."""
+        return self._program.version
+
+    def check(self, config: Path) -> None:
+        """Have a configuration checked. Raises ConfigRefused, ApplyError when it cannot be."""
+        check(self._program, config, self._settings.check_timeout_seconds)
 
     # -- beginning
 
@@ -133,12 +145,21 @@ class Process:
                     raise ApplyError(f"HAProxy's former worker {pid} does not stop listening")
                 self.wait_for_end(POLL_SECONDS)
 
-    def server_state(self) -> str:
-        """What the worker knows of its servers, for the next one to begin with. Raises ApplyError."""
-        workers = self.master.processes().workers
-        if not workers:
-            raise ApplyError("HAProxy has no worker")
-        return self.master.worker(workers[0], "show servers state")
+    def ask(self, command: str) -> str:
+        """The newest worker's answer to one line of runtime commands. Raises ApplyError."""
+        return ask(self._settings.admin_socket, command, ASK_SECONDS)
+
+    def old_workers(self) -> tuple[OldWorker, ...]:
+        """The workers that were replaced, and what keeps them. Raises ApplyError."""
+        found = []
+        for pid in self.master.processes().old_workers:
+            # One may end while it is asked.
+            with contextlib.suppress(ApplyError):
+                backends = sessions(self.master.worker(pid, "show sess"))
+                found.append(
+                    OldWorker(pid, sum(backends.values()), tuple(backends.most_common(SHOWN_BACKENDS)))
+                )
+        return tuple(found)
 
     # -- ending
 

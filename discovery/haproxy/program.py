@@ -12,7 +12,7 @@ from typing import NamedTuple
 import structlog
 
 from discovery import commands
-from discovery.errors import ApplyError, CommandError, ConfigError
+from discovery.errors import ApplyError, CommandError, ConfigError, ConfigRefused
 from discovery.haproxy.render import Machine
 from discovery.haproxy.runtime import alerts
 from discovery.haproxy.settings import ProxySettings
@@ -80,8 +80,11 @@ def _raise_descriptor_limit(wanted: int) -> int:
 
 
 def check(program: Program, config: Path, timeout_seconds: float) -> None:
-    """Have HAProxy check a configuration. Raises ApplyError with what it says against it."""
+    """Have HAProxy check a configuration. Raises ConfigRefused, ApplyError when it cannot tell."""
     try:
         commands.run([str(program.path), "-c", "-f", str(config)], timeout_seconds)
     except CommandError as error:
-        raise ApplyError(f"HAProxy refuses the configuration: {alerts(str(error))}") from error
+        message = str(error)
+        if error.status is None:
+            raise ApplyError(f"HAProxy cannot check the configuration: {message}") from error
+        raise ConfigRefused(f"HAProxy refuses the configuration: {alerts(message)}", message) from error

@@ -1,7 +1,7 @@
-"""Model → the texts of HAProxy's files, by templates. Pure but for reading the templates.
+"""Layout → the texts of HAProxy's files, by templates. Pure but for reading the templates.
 
-The section of a service is rendered once and kept for as long as its backend is the same object: of ten
-thousand services, one that changes costs one small template and a join.
+The text of a section is rendered once and kept for as long as the section is the same object: of ten thousand
+services, one that changes costs one small template and a join.
 """
 
 import contextlib
@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from discovery.catalog import Scheme, Service
 from discovery.errors import ConfigError, RenderError
-from discovery.haproxy.model import Backend, Listener, Model
-from discovery.haproxy.routes import BACKENDS, HOSTS, MAPS, claim_hosts, map_text, routes_of
+from discovery.haproxy.certificates import certificate_files
+from discovery.haproxy.directives import Checks
+from discovery.haproxy.layout import Layout, Section
+from discovery.haproxy.model import CHECK_INTERVAL_MS, Listener, Model
+from discovery.haproxy.routes import BACKENDS, HOSTS, MAPS, PORTS, map_text, routes_of
 from discovery.haproxy.settings import ProxySettings, join_address, split_address
 from discovery.templating import Templates
 
@@ -33,8 +37,40 @@ class Machine:
     descriptor_limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class BackendView:
+    """What ``backend.cfg.j2`` sees as ``backend``.
+
+    ``service`` is None for a spare section. ``sections`` are lines that go before it, ``lines`` those in it,
+    all escaped; ``server_words`` follow the address of each of its ``servers``, which have a ``name``, a
+    ``number``, an ``address`` and a ``weight``.
+    """
+
+    name: str
+    mode: Scheme
+    service: Service | None
+    sections: tuple[str, ...]
+    lines: tuple[str, ...]
+    server_words: str
+    servers: tuple["ServerView", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """One server of a BackendView."""
+
+    name: str
+    number: int
+    address: str
+    weight: int
+
+
 class Renderer:
-    """Renders models for one machine. Not thread-safe."""
+    """Renders layouts for one machine. Not thread-safe.
+
+    ``knows_servers`` is whether all that is said of servers is said by ``directives``, and nothing by a
+    template of the user's own.
+    """
 
     def __init__(self, settings: ProxySettings, machine: Machine, templates: Templates) -> None:
         self._settings = settings
@@ -43,7 +79,7 @@ class Renderer:
         self._proxy = {
             "http": _addresses(settings.http, "proxy.http"),
             "https": _addresses(settings.https, "proxy.https"),
-            "certs": str(settings.certs),
+            "bind_address": settings.bind_address,
             "admin_socket": str(settings.admin_socket),
             "server_state": str(settings.server_state),
             "uid": machine.uid,
@@ -52,73 +88,107 @@ class Renderer:
             "hard_stop_after_seconds": settings.hard_stop_after_seconds,
             "max_reloads": settings.max_reloads,
         }
-        self._backends: dict[str, tuple[Backend, str]] = {}
+        self._sections: dict[str, tuple[Section, str]] = {}
         self._listeners: dict[Listener, str] = {}
+        self._checks: Checks | None = None
+        self.knows_servers = self._is_packaged("backend.cfg.j2")
 
-    def render(self, model: Model) -> Mapping[str, str]:
+    def render(self, layout: Layout) -> Mapping[str, str]:
         """The files by name: ``haproxy.cfg`` and its maps.
 
-        Raises RenderError naming the template's file and line.
+        Raises RenderError naming the template's file and line, and the service it could not be rendered for.
         """
-        self._backends = {name: self._backend(name, backend) for name, backend in model.backends.items()}
-        self._listeners = {listener: self._listener(listener) for listener in model.listeners}
+        if layout.checks != self._checks:
+            self._sections.clear()
+            self._checks = layout.checks
+        self._sections = {name: self._section(name, each) for name, each in layout.sections.items()}
+        self._listeners = {listener: self._listener(listener) for listener in layout.listeners}
+        backends = [section.backend for section in layout.sections.values() if section.backend is not None]
         config = self._templates.render(
             "haproxy.cfg.j2",
-            proxy=self._proxy,
-            check_interval_ms=model.check_interval_ms,
-            has_checks=self.has_checks(model),
-            services=[backend.service for backend in model.backends.values()],
+            # Without a certificate HAProxy would refuse to listen, and everything else with it.
+            proxy=self._proxy if layout.certificates else {**self._proxy, "https": []},
+            services=[backend.service for backend in backends],
+            held=layout.held,
             listeners="".join(self._listeners.values()),
-            backends="".join(text for _, text in self._backends.values()),
+            backends="".join(text for _, text in self._sections.values()),
         )
         if "\0" in config:
             raise RenderError("haproxy.cfg.j2: the text contains a NUL, which would end the configuration")
-        return {CONFIG: config, **_maps(model.backends.values())}
+        return {CONFIG: config, **_maps(layout), **certificate_files(layout.certificates)}
 
-    def has_checks(self, model: Model) -> bool:
-        """Whether servers are checked: each check takes a file, and all of them at most half the limit."""
-        return model.server_count * 2 <= self._machine.descriptor_limit
+    def checks(self, model: Model) -> Checks | None:
+        """How servers are checked; None when that would take more than half of the files HAProxy may open."""
+        has_room = model.server_count * 2 <= self._machine.descriptor_limit
+        return Checks(CHECK_INTERVAL_MS * model.check_stretch, model.check_stretch) if has_room else None
 
     def clear(self) -> None:
         """Forget every text and template, because templates changed."""
         self._templates.clear()
-        self._backends.clear()
+        self._sections.clear()
         self._listeners.clear()
+        self.knows_servers = self._is_packaged("backend.cfg.j2")
 
-    def _backend(self, name: str, backend: Backend) -> tuple[Backend, str]:
-        kept = self._backends.get(name)
-        if kept is not None and kept[0] is backend:
+    def _is_packaged(self, template: str) -> bool:
+        return not any((directory / template).exists() for directory in self._settings.templates[:-1])
+
+    def _section(self, name: str, section: Section) -> tuple[Section, str]:
+        kept = self._sections.get(name)
+        if kept is not None and kept[0] is section:
             return kept
-        return backend, self._templates.render("backend.cfg.j2", proxy=self._proxy, backend=backend)
+        view = _view(section, self._checks)
+        try:
+            return section, self._templates.render("backend.cfg.j2", proxy=self._proxy, backend=view)
+        except RenderError as error:
+            raise RenderError(str(error), view.service.name if view.service else None) from error
 
     def _listener(self, listener: Listener) -> str:
         kept = self._listeners.get(listener)
         if kept is not None:
             return kept
-        return self._templates.render("listener.cfg.j2", proxy=self._proxy, listener=listener)
+        try:
+            return self._templates.render("listener.cfg.j2", proxy=self._proxy, listener=listener)
+        except RenderError as error:
+            raise RenderError(str(error), listener.service) from error
 
 
-def _maps(backends: Iterable[Backend]) -> Mapping[str, str]:
+def _view(section: Section, checks: Checks | None) -> BackendView:
+    service = section.backend.service if section.backend is not None else None
+    said = section.said(checks)
+    servers = tuple(
+        ServerView(slot.name, slot.number, slot.server.address, slot.server.weight)
+        for slot in section.slots
+        if slot.server is not None
+    )
+    return BackendView(
+        section.name, section.shape.mode, service, said.sections, said.lines, said.server, servers
+    )
+
+
+def _maps(layout: Layout) -> Mapping[str, str]:
     """The texts of the routing maps by file name."""
-    http = [backend.service for backend in backends if backend.mode == "http"]
     entries: dict[str, dict[str, str]] = {name: {} for name in MAPS}
-    for service in http:
-        for name, made in routes_of(service).items():
-            entries[name].update(made)
-        entries[BACKENDS][service.name] = f"service:{service.name}"
-    hosts, _ = claim_hosts(service for service in http if "hosts" in service.options)
-    entries[HOSTS].update(hosts)
+    for place in layout.places.values():
+        backend = layout.sections[place].backend
+        if backend is not None:
+            for name, made in routes_of(backend.service).items():
+                entries[name].update(made)
+    entries[BACKENDS].update(layout.places)
+    entries[HOSTS].update(layout.hosts)
+    entries[PORTS].update({str(port): service for port, service in layout.ports.items()})
     return {name: map_text(made) for name, made in entries.items()}
 
 
 def binds_of(files: Mapping[str, str]) -> frozenset[tuple[str, int]]:
     """Host and port of every TCP listener in a configuration, those of a user's own templates too."""
-    binds = set()
+    binds: set[tuple[str, int]] = set()
     for match in _BIND.finditer(files.get(CONFIG, "")):
         for address in match[1].split(","):
+            first, _, last = address.partition("-")
             # What is no address and port, such as a path, is not ours to test.
             with contextlib.suppress(ConfigError):
-                binds.add(split_address(address, "bind"))
+                host, port = split_address(first, "bind")
+                binds.update((host, each) for each in range(port, int(last if last.isdigit() else port) + 1))
     return frozenset(binds)
 
 

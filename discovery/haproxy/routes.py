@@ -21,8 +21,10 @@ REDIRECT = "redirect.map"
 """Service → ``https``, when it is to be asked by https only."""
 BACKENDS = "backends.map"
 """Service → the name of its backend section."""
+PORTS = "ports.map"
+"""Port of a held range → service."""
 
-MAPS = (HOSTS, PATHS, KEEP, REDIRECT, BACKENDS)
+MAPS = (HOSTS, PATHS, KEEP, REDIRECT, BACKENDS, PORTS)
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 # A name whose last label is a number would be read as an address, and those name no service.

@@ -3,20 +3,18 @@
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from discovery.errors import ApplyError
-from discovery.haproxy.model import Model
 
 # The only answer after which the master does not close the connection, as told to.
 _NO_WORKER = b"Can't find the target"
 
 _SUMMARY = re.compile(r"(Error\(s\)|Fatal errors) found in configuration|failed to start their listeners")
 
-NO_STATE = "1\n"
-"""A server state file that says nothing; without a file HAProxy warns."""
+_SESSION = re.compile(r"^0x\S+: proto=\S+ src=\S+ fe=(\S+) be=(\S+) ", re.MULTILINE)
 
 _PROCESS = re.compile(r"(\d+)\s+(master|worker)\s+(\d+)(?:\s+\[failed: (\d+)\])?\s+\S+\s+(\S+)")
 
@@ -25,7 +23,7 @@ _PROCESS = re.compile(r"(\d+)\s+(master|worker)\s+(\d+)(?:\s+\[failed: (\d+)\])?
 
 
 def ask(path: Path, command: str, timeout_seconds: float) -> str:
-    """The answer of the HAProxy socket at ``path`` to one command line.
+    """The answer of the HAProxy socket at ``path`` to one command line, with its payload if it has one.
 
     Raises ApplyError when nothing answers within ``timeout_seconds``, all told.
     """
@@ -35,8 +33,7 @@ def ask(path: Path, command: str, timeout_seconds: float) -> str:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_seconds)
             connection.connect(str(path))
-            # Unlike a worker, the master keeps the connection open unless it is told not to.
-            connection.sendall(f"{command};quit\n".encode())
+            connection.sendall(f"{command}\n".encode())
             while True:
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 chunk = connection.recv(1 << 20)
@@ -86,6 +83,19 @@ def parse_processes(text: str) -> Processes:
     )
 
 
+def sessions(text: str) -> Counter[str]:
+    """The answer to ``show sess``: how many connections there are by backend, or by frontend without one.
+
+    The one that asks is not counted.
+    """
+    found: Counter[str] = Counter()
+    for match in _SESSION.finditer(text):
+        frontend, backend = match[1], match[2]
+        if frontend != "GLOBAL":
+            found[frontend if backend == "<NONE>" else backend] += 1
+    return found
+
+
 class Master:
     """HAProxy's master process, through its socket. Without an answer every method raises ApplyError."""
 
@@ -95,15 +105,19 @@ class Master:
 
     def processes(self) -> Processes:
         """Its processes now."""
-        return parse_processes(ask(self._path, "show proc", self._timeout_seconds))
+        return parse_processes(self._ask("show proc", self._timeout_seconds))
 
     def reload(self, timeout_seconds: float) -> str:
         """Ask for a reload. The answer comes afterwards and tells how it went; up to 2.6 it is empty."""
-        return ask(self._path, "reload", timeout_seconds)
+        return self._ask("reload", timeout_seconds)
 
     def worker(self, pid: int, command: str) -> str:
         """The answer of exactly this worker to a runtime command."""
-        return ask(self._path, f"@!{pid} {command}", self._timeout_seconds)
+        return self._ask(f"@!{pid} {command}", self._timeout_seconds)
+
+    def _ask(self, command: str, timeout_seconds: float) -> str:
+        # Unlike a worker, the master keeps the connection open unless it is told not to.
+        return ask(self._path, f"{command};quit", timeout_seconds)
 
     def has_stopped_listening(self, pid: int) -> bool:
         """Whether a worker that was told to end has closed its listeners, or is gone."""
@@ -125,37 +139,3 @@ def alerts(text: str, most: int = 3) -> str:
     found = [line.partition(" : ")[2].strip() for line in text.splitlines() if "[ALERT]" in line]
     chosen = "; ".join([line for line in found if line and not _SUMMARY.search(line)][:most])
     return (chosen or text.strip()[-500:])[:1500]
-
-
-def keep_state(text: str, model: Model) -> str:
-    """Of ``show servers state``, the header and the servers that ``model`` has at the same address.
-
-    HAProxy gives a server of the same name the *port* it had before, whatever its configuration says, so the
-    state of one that moved must not be loaded.
-    """
-    lines = iter(text.splitlines())
-    version = next((line for line in lines if line), "1")
-    header = next((line for line in lines if line.startswith("# ")), "")
-    columns = {name: index for index, name in enumerate(header.removeprefix("# ").split())}
-    if not {"be_name", "srv_name", "srv_addr", "srv_port"} <= columns.keys():
-        return NO_STATE
-    kept = _kept_lines(lines, columns, model)
-    return "\n".join((version, header, *kept)) + "\n"
-
-
-def _kept_lines(lines: Iterator[str], columns: Mapping[str, int], model: Model) -> Iterator[str]:
-    addresses = {
-        (name, server.name): server.address
-        for name, backend in model.backends.items()
-        for server in backend.servers
-    }
-    backend_at, server_at = columns["be_name"], columns["srv_name"]
-    host_at, port_at = columns["srv_addr"], columns["srv_port"]
-    for line in lines:
-        fields = line.split()
-        if len(fields) != len(columns):
-            continue
-        host, port = fields[host_at], fields[port_at]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if addresses.get((fields[backend_at].removeprefix("service:"), fields[server_at])) == address:
-            yield line

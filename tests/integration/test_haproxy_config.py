@@ -37,9 +37,10 @@ def test_golden_configurations_are_accepted(
     case: str, version: str, certificates: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(GOLDEN / case, tmp_path, dirs_exist_ok=True)
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(config.read_text().replace("/etc/discovery/certs", str(certificates)))
-    check(haproxy_version(haproxy_binary(version)), config, 60)
+    for name in ("local.pem", "certs.default"):
+        if (tmp_path / name).exists():
+            (tmp_path / name).write_text((certificates / "local.pem").read_text())
+    check(haproxy_version(haproxy_binary(version)), tmp_path / "haproxy.cfg", 60)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

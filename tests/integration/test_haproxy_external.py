@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from discovery.config import load
 from discovery.errors import ApplyError
+from discovery.haproxy.engine import OldWorker
 from discovery.haproxy.external import External, WorkerReplaced
 from discovery.haproxy.generations import Generations
 from discovery.haproxy.process import ReloadFailed
@@ -164,30 +165,25 @@ def test_runtime_commands_reach_the_worker_with_their_payload(site: Site) -> Non
     external = site.external()
     external.start()
     assert external.ask("set server spare/s1 state ready").strip() == ""
-    assert external.ask("add map some.map <<\nkey some\nother 1\n\n").strip() == ""
+    assert external.ask("add map some.map <<\nkey some\nother 1\n").strip() == ""
     assert site.text() == "one some"
-    assert "spare 1 s1" in external.server_state()
-    assert external.server_state().startswith("1\n#")
+    assert "spare 1 s1" in external.ask("show servers state")
+    assert external.ask("show servers state").startswith("1\n#")
 
 
-def test_processes_show_what_still_has_connections(site: Site) -> None:
+def test_former_workers_are_shown_while_they_have_connections(site: Site) -> None:
     external = site.external()
     external.start()
-    processes = external.processes()
-    assert (processes.master, processes.workers, processes.old_workers) == (
-        site.unit.master,
-        (external.pid,),
-        (),
-    )
-    former = processes.workers
+    former = external.pid
+    assert former is not None
+    assert external.old_workers() == ()
     with socket.create_connection(("127.0.0.1", front_port(site.of))) as pinned:
         pinned.sendall(b"GET / HTTP/1.1\r\n")
         site.write("two")
         external.reload()
-        processes = external.processes()
-        assert (processes.workers, processes.reloads) == ((external.pid,), 2)
-        assert processes.old_workers == former
-    until(lambda: external.processes().old_workers == (), "the former worker ended")
+        assert external.pid != former
+        assert external.old_workers() == (OldWorker(former),)
+    until(lambda: external.old_workers() == (), "the former worker ended")
 
 
 # ---- reloads that are none ---------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.errors import ApplyError
-from discovery.haproxy.health import read_health
+from discovery.haproxy.state import ServerState, parse_states
 from tests.lab.bare import bare
 from tests.lab.haproxy import VERSIONS, echo, free_port, haproxy_binary, until
 
@@ -19,9 +18,9 @@ backend web
     server lives 127.0.0.1:{port} check
     server dead 127.0.0.1:1 check
     server plain 127.0.0.1:1
-    server off 127.0.0.1:1 check disabled
     server drains 127.0.0.1:{port} check
     server left 127.0.0.1:1 check
+    server off 127.0.0.1:1 check
 backend dynamic
     balance random
 """
@@ -37,6 +36,13 @@ EXPECTED = {
 }
 
 
+def verdict(state: ServerState) -> str:
+    if state.in_maintenance:
+        return "maintenance"
+    # Also of one whose checks were switched off since: it takes no traffic.
+    return "failed" if not state.is_up else "lives" if state.is_checked else "unchecked"
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_verdicts_are_what_the_checks_found(version: str, tmp_path: Path) -> None:
     with echo() as port:
@@ -44,12 +50,17 @@ def test_verdicts_are_what_the_checks_found(version: str, tmp_path: Path) -> Non
         with bare(haproxy_binary(version), tmp_path, sections) as haproxy:
 
             def verdicts() -> dict[str, str]:
-                health = read_health(haproxy.ask("show servers state"))
-                return {f"{each.backend}/{each.server}": each.verdict for each in health}
+                states = parse_states(haproxy.ask("show servers state"))
+                return {
+                    f"{section}/{name}": verdict(state)
+                    for section, servers in states.items()
+                    for name, state in servers.items()
+                }
 
             until(lambda: verdicts()["web/left"] == "failed", "the checks failed")
             for command in (
                 "disable health web/left",
+                "set server web/off state maint",
                 "set server web/drains state drain",
                 "add server dynamic/new 127.0.0.1:1 check inter 50 fall 2",
                 "enable server dynamic/new",
@@ -74,11 +85,5 @@ backend web
     server s1 127.0.0.1:{silent.getsockname()[1]} check inter 60s
 """
         with bare(haproxy_binary("2.6"), tmp_path, sections) as haproxy:
-            health = read_health(haproxy.ask("show servers state"))
-            assert [each.verdict for each in health] == ["lives"]
-
-
-@pytest.mark.parametrize("text", ["", "Unknown command.", "1\n# be_id be_name srv_id srv_name\n"])
-def test_what_is_no_state_says_nothing(text: str) -> None:
-    with pytest.raises(ApplyError):
-        list(read_health(text))
+            states = parse_states(haproxy.ask("show servers state"))
+            assert verdict(states["web"]["s1"]) == "lives"

@@ -171,6 +171,7 @@ def settings(directory: Path, binary: str, **more: Any) -> ProxySettings:
     more.setdefault("templates", (TEMPLATES,))
     more.setdefault("http", (f"127.0.0.1:{free_port()}",))
     more.setdefault("stop_timeout_seconds", 0.5)
+    more.setdefault("reload_interval_seconds", 0.0)
     return ProxySettings(directory, haproxy=binary, bind_address="127.0.0.1", **more)
 
 

@@ -81,7 +81,7 @@ def test_command_that_a_stopping_worker_took_is_lost(of: ProxySettings) -> None:
         assert engine.adopt()
         with pytest.raises(WorkerReplaced):
             engine.ask("show version")
-        assert answers.asked[-1] == "show info;show version;quit\n"
+        assert answers.asked[-1] == "show info;show version\n"
 
 
 def test_worker_of_the_same_id_is_another_one(of: ProxySettings) -> None:

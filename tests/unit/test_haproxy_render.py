@@ -5,6 +5,8 @@ To write the golden files anew: ``GOLDEN=write pytest tests/unit/test_haproxy_re
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from hypothesis import strategies as st
 
 from discovery.catalog import Attributes, Catalog, Instance, Service
 from discovery.errors import RenderError
+from discovery.haproxy.certificates import Certificate
+from discovery.haproxy.layout import held_ranges, place
 from discovery.haproxy.model import build
+from discovery.haproxy.plan import Means, plan
 from discovery.haproxy.render import CONFIG, Machine, Renderer, binds_of
-from discovery.haproxy.settings import ProxySettings
+from discovery.haproxy.settings import HeldPorts, ProxySettings
 from discovery.templating import Templates
 
 TEMPLATES = Path(__file__).parents[2] / "templates" / "haproxy"
@@ -37,6 +42,16 @@ def catalog(*services: Service) -> Catalog:
     return Catalog(1, {each.name: each for each in services})
 
 
+CERTIFICATE = Certificate("local", "a certificate\n", 0, 1, "AB")
+
+
+def written(render: Renderer, wanted: Catalog, of: ProxySettings) -> Mapping[str, str]:
+    """The files of a worker that is made for this catalog, with one spare section."""
+    model = replace(build(wanted, of), certificates={"local": CERTIFICATE} if of.https else {})
+    held = held_ranges(of.held_ports, "*", refused={9105})
+    return render.render(place(model, render.checks(model), spares={"http": 1}, held=held))
+
+
 def two(port: int) -> tuple[Instance, ...]:
     return (Instance("node1:web:80", "10.0.0.1", port), Instance("node2:web:80", "10.0.0.2", port))
 
@@ -44,11 +59,17 @@ def two(port: int) -> tuple[Instance, ...]:
 CASES: dict[str, tuple[ProxySettings, Machine, Catalog]] = {
     "nothing": (settings(), MACHINE, catalog()),
     "everything": (
-        settings(http=("*:80", "[::1]:8080"), https=("*:443",), certs=Path("/etc/discovery/certs")),
+        settings(
+            http=("*:80", "[::1]:8080"),
+            https=("*:443",),
+            certs=Path("/etc/discovery/certs"),
+            held_ports=(HeldPorts("http", 9100, 9109), HeldPorts("tcp", 9200, 9209)),
+        ),
         Machine(None, None, 1024),
         catalog(
             Service("web", instances=two(80), host_port=9000),
             Service("api", instances=two(8080), options={"path": "keep"}),
+            Service("held", host_port=9109, options={"hosts": "api.example.com,*.example.org"}),
             Service("db", "tcp", 5432, (Instance("0", "fd00::1", 5432),)),
             Service("unreachable", "tcp", None, two(1)),
             Service("empty"),
@@ -67,7 +88,7 @@ CASES: dict[str, tuple[ProxySettings, Machine, Catalog]] = {
 
 def rendered(case: str) -> dict[str, str]:
     of, machine, wanted = CASES[case]
-    return dict(renderer(of, machine).render(build(wanted, of)))
+    return dict(written(renderer(of, machine), wanted, of))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,24 +106,28 @@ def test_only_what_changed_is_rendered(tmp_path: Path) -> None:
     """A template that can no longer be rendered shows which sections are."""
     of = settings(tmp_path)
     template = tmp_path / "backend.cfg.j2"
-    template.write_text("backend service:{{ backend.name }}\n")
+    template.write_text("backend {{ backend.name }}\n")
     render = renderer(of)
     web, api = Service("web", host_port=9000), Service("api")
     first = build(catalog(web, api), of)
-    before = render.render(first)
+    layout = place(first)
+    before = render.render(layout)
     template.write_text("{{ nonsense }}")
-    assert render.render(build(catalog(web, api), of, first)) == before
-    with pytest.raises(RenderError, match=rf"{template}:1: 'nonsense' is undefined"):
-        render.render(build(catalog(web, Service("api")), of, first))
+    planned = plan(layout, build(catalog(web, api), of, first), Means())
+    assert render.render(planned.layout) == before
+    changed = Service("api", instances=two(80))
+    with pytest.raises(RenderError, match=rf"{template}:1: 'nonsense' is undefined") as caught:
+        render.render(plan(layout, build(catalog(web, changed), of, first), Means()).layout)
+    assert caught.value.service == "api"
     template.write_text("backend other:{{ backend.name }}\n")
     render.clear()
-    assert "backend other:web\n" in render.render(first)[CONFIG]
+    assert "backend other:service:web\n" in render.render(layout)[CONFIG]
 
 
 def test_a_users_template_hides_its_namesake_only(tmp_path: Path) -> None:
     (tmp_path / "global.cfg.j2").write_text("global\n    # mine\n")
     of = settings(tmp_path)
-    text = renderer(of).render(build(catalog(Service("web")), of))[CONFIG]
+    text = written(renderer(of), catalog(Service("web")), of)[CONFIG]
     assert "    # mine\n" in text
     assert "backend service:web" in text
 
@@ -113,15 +138,22 @@ def test_servers_are_not_checked_when_the_checks_would_take_too_many_files(
 ) -> None:
     of = settings()
     render = renderer(of, Machine(None, None, descriptors))
-    model = build(catalog(Service("web", instances=two(80))), of)
-    assert render.has_checks(model) is checked
-    assert ("default-server check " in render.render(model)[CONFIG]) is checked
+    web = catalog(Service("web", instances=two(80)))
+    assert (render.checks(build(web, of)) is not None) is checked
+    assert ("default-server check " in written(render, web, of)[CONFIG]) is checked
 
 
 def test_binds_are_found_wherever_they_are_written() -> None:
-    lines = ("bind *:80", "\tbind [::1]:81,10.0.0.1:82 ssl", " bind /x.sock", " # bind *:9", " bindx *:8")
+    lines = (
+        "bind *:80",
+        "\tbind [::1]:81,10.0.0.1:82 ssl",
+        " bind /x.sock",
+        " # bind *:9",
+        " bindx *:8",
+        " bind *:90-91",
+    )
     text = "\n".join(("frontend a", *lines))
-    assert binds_of({CONFIG: text}) == {("*", 80), ("::1", 81), ("10.0.0.1", 82)}
+    assert binds_of({CONFIG: text}) == {("*", 80), ("::1", 81), ("10.0.0.1", 82), ("*", 90), ("*", 91)}
     assert binds_of({}) == frozenset()
 
 
@@ -153,7 +185,8 @@ services = st.builds(
 )
 
 LINE = re.compile(
-    r"|    (server [\w.:\[\]-]+ [\w.:\[\]-]+:\d+( weight \d+)?"
+    r"|    (server s\d+ [\w.:\[\]-]+:\d+ id \d+( weight \d+)?"
+    r"|default-server [\w -]+"
     r"|bind (\*|[\w.:\[\]]+):\d+"
     r"|http-request set-var\(txn\.service\) str\([\w.:\[\]-]+\)"
     r"|default_backend service:[\w.:\[\]-]+)"
@@ -161,17 +194,19 @@ LINE = re.compile(
     re.ASCII,
 )
 OF = settings()
-FIXED = set(renderer(OF).render(build(catalog(), OF))[CONFIG].split("\n"))
+FIXED = set(written(renderer(OF), catalog(), OF)[CONFIG].split("\n"))
 
 
 @given(st.lists(services, max_size=4))
 @hypothesis_settings(max_examples=150, deadline=None)
 def test_no_value_of_a_catalog_makes_a_line_of_its_own(hostiles: list[Service]) -> None:
     wanted = catalog(*hostiles)
-    files = renderer(OF).render(build(wanted, OF))
+    files = written(renderer(OF), wanted, OF)
     lines = [line for line in files[CONFIG].split("\n") if line not in FIXED]
     assert all(LINE.fullmatch(line) for line in lines)
-    assert sum(line.startswith("backend ") for line in lines) <= len(wanted.services)
-    assert sum("server " in line for line in lines) <= sum(len(s.instances) for s in wanted.services.values())
+    assert sum(line.startswith("backend service:") for line in lines) <= len(wanted.services)
+    assert sum(" server " in line for line in lines) <= sum(
+        len(s.instances) for s in wanted.services.values()
+    )
     assert len(files["hosts.map"].splitlines()) <= len(wanted.services)
     assert all(re.fullmatch(r"\S+ \S+", line) for line in files["hosts.map"].split("\n")[:-1])

@@ -1,0 +1,126 @@
+"""Changes the worker that serves by its runtime socket, and sees whether it is as it should be."""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from discovery.errors import ApplyError
+from discovery.haproxy.certificate_commands import run_certificate_commands
+from discovery.haproxy.layout import Layout
+from discovery.haproxy.plan import Plan
+from discovery.haproxy.routes import BACKENDS, HOSTS, PORTS
+from discovery.haproxy.state import States, misfits, observed, parse_states
+
+_COMMAND_BYTES = 15_000
+"""2.6 never answers a longer one, since it does not fit into its buffer."""
+_LINE_BYTES = 32_000
+_FEW = 20
+"""Of more sections than this the states are read all at once."""
+
+_PID = re.compile(r"^Pid: (\d+)$", re.MULTILINE)
+_FOUND = re.compile(r'found=(?:no|yes, .*?value="([^"]*)")')
+_OPEN = "OPEN"
+
+
+class Worker:
+    """HAProxy's newest worker. Every method raises ApplyError when it does not answer."""
+
+    def __init__(self, ask: Callable[[str], str]) -> None:
+        """``ask`` gives the worker's answer to one line of commands."""
+        self._ask = ask
+
+    def pid(self) -> int:
+        """The process that answers."""
+        match = _PID.search(self._ask("show info"))
+        if match is None:
+            raise ApplyError("HAProxy's worker does not tell its process id")
+        return int(match[1])
+
+    def states(self, names: Sequence[str] | None = None) -> States:
+        """The servers of these sections, or of all."""
+        if names is None or len(names) > _FEW:
+            return parse_states(self._ask("show servers state"))
+        if not names:
+            return {}
+        return parse_states(self._ask(";".join(f"show servers state {name}" for name in names)))
+
+    def carry_out(self, plan: Plan, pid: int) -> Layout | None:
+        """Do what was planned; None when the worker, whose process id is ``pid``, is then as planned.
+
+        Else the layout it has: its servers are not as they should be, and the rest is to be planned anew.
+        Raises ApplyError when something else is not, or another worker answers by now.
+        """
+        run_certificate_commands(plan.certificate_commands, self._ask)
+        answers = "".join(self._ask(line) for line in _lines(plan.commands))
+        states = self.states(plan.touched)
+        if self.pid() != pid:
+            raise ApplyError(f"HAProxy's worker is no longer {pid}")
+        self._check_maps(plan.commands, answers)
+        self._check_frontends(plan.commands, answers)
+        wrong = misfits((plan.layout.sections[name] for name in plan.touched), states)
+        return observed(plan.layout, wrong, states) if wrong else None
+
+    def is_as(self, layout: Layout) -> bool:
+        """Whether the worker is as this layout says: its sections, servers and maps."""
+        present = set(self._ask("show backend").split())
+        if not layout.sections.keys() <= present or misfits(layout.sections.values(), self.states()):
+            return False
+        wanted = (
+            (BACKENDS, layout.places),
+            (PORTS, {str(port): service for port, service in layout.ports.items()}),
+        )
+        if any(self._map(name) != dict(entries) for name, entries in wanted):
+            return False
+        hosts = self._map(HOSTS)
+        return all(hosts.get(host) == service for host, service in layout.hosts.items())
+
+    def _map(self, name: str) -> dict[str, str]:
+        """The entries of a map."""
+        rows = (line.split(" ") for line in self._ask(f"show map {name}").splitlines())
+        return {row[1]: row[2] for row in rows if len(row) == 3}
+
+    def _check_maps(self, commands: Iterable[str], answers: str) -> None:
+        wanted = dict(_map_entries(commands))
+        if not wanted:
+            return
+        said = "".join(self._ask(line) for line in _lines(f"get map {name} {key}" for name, key in wanted))
+        found = [match[1] for match in _FOUND.finditer(said)]
+        if found != list(wanted.values()):
+            raise ApplyError(f"HAProxy's maps are not as they should be: {answers.strip()[:500]}")
+
+    def _check_frontends(self, commands: Iterable[str], answers: str) -> None:
+        wanted = {
+            words[2]: words[0] == "enable"
+            for command in commands
+            if (words := command.split())[1] == "frontend"
+        }
+        if not wanted:
+            return
+        rows = csv.DictReader(self._ask("show stat -1 1 -1").removeprefix("# ").splitlines())
+        is_open = {row["pxname"]: row["status"] == _OPEN for row in rows}
+        if any(is_open.get(name) is not state for name, state in wanted.items()):
+            raise ApplyError(f"HAProxy's listeners are not as they should be: {answers.strip()[:500]}")
+
+
+def _map_entries(commands: Iterable[str]) -> Iterator[tuple[tuple[str, str], str | None]]:
+    """By map and key, the value that is there after these commands, None for no such key."""
+    for command in commands:
+        verb, what, *words = command.split(" ")
+        if what == "map":
+            yield (words[0], words[1]), None if verb == "del" else words[2]
+
+
+def _lines(commands: Iterable[str]) -> Iterator[str]:
+    """The commands joined to lines that are not too long. Raises ApplyError for one that cannot be sent."""
+    line: list[str] = []
+    size = 0
+    for command in commands:
+        if len(command) > _COMMAND_BYTES or ";" in command or "\n" in command:
+            raise ApplyError(f"a command to HAProxy cannot be sent: {command[:100]!r}")
+        if line and size + len(command) > _LINE_BYTES:
+            yield ";".join(line)
+            line, size = [], 0
+        line.append(command)
+        size += len(command) + 1
+    if line:
+        yield ";".join(line)

@@ -7,7 +7,7 @@ an answer tells who gave it, and a late one, of an instance that is gone, is see
 import json
 import random
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,22 +21,24 @@ _FIRST_BLOCK = 16
 _SERVICES_A_BLOCK = 250
 _MOST_SERIALS = 250
 WEIGHTS = (1, 2, 3, 5)
+PORTS = 3
 
 
 @contextmanager
-def answering(directory: Path) -> Iterator[int]:
-    """A port that all of 127.0.0.0/8 answers on, each with its own address: one HAProxy, for speed."""
-    port = free_port()
+def answering(directory: Path) -> Iterator[tuple[int, ...]]:
+    """Ports that all of 127.0.0.0/8 answers on, each with its own address: one HAProxy, for speed."""
+    ports = tuple(free_port() for _ in range(PORTS))
+    binds = "".join(f"    bind 0.0.0.0:{port}\n" for port in ports)
     config = directory / "answering.cfg"
     config.write_text(
         "global\n    maxconn 8000\n    nbthread 1\n"
         "defaults\n    mode http\n    timeout client 60s\n    timeout server 60s\n    timeout connect 5s\n"
-        f"frontend named\n    bind 0.0.0.0:{port}\n"
+        f"frontend named\n{binds}"
         "    http-request return status 200 content-type text/plain lf-string %[dst]\n"
     )
     with subprocess.Popen([need("haproxy"), "-f", str(config), "-db"], stderr=subprocess.DEVNULL) as process:
         try:
-            yield port
+            yield ports
         finally:
             process.kill()
 
@@ -54,17 +56,22 @@ class Step:
 @dataclass(slots=True)
 class _Member:
     host: str
+    port: int
     weight: int = 1
     draining: bool = False
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 class Fleet:
     """Services ``s0``, ``s1``, …, as the store is to hold them. The same seed gives the same changes."""
 
-    def __init__(self, services: int, instances: int, port: int, seed: int = 1) -> None:
+    def __init__(self, services: int, instances: int, ports: Sequence[int], seed: int = 1) -> None:
         self.services: dict[str, dict[str, _Member]] = {}
         self._instances = instances
-        self._port = port
+        self._ports = ports
         self._random = random.Random(seed)
         self._serials: dict[str, int] = {}
         self._blocks: dict[str, int] = {}
@@ -83,7 +90,7 @@ class Fleet:
     def wanted(self) -> dict[str, int]:
         """The weight of each instance, 0 when it drains, by the address that HAProxy shows."""
         return {
-            f"{member.host}:{self._port}": 0 if member.draining else member.weight
+            member.address: 0 if member.draining else member.weight
             for members in self.services.values()
             for member in members.values()
         }
@@ -114,7 +121,7 @@ class Fleet:
         # About as many come as go, in the order of real life: what is removed mostly drained before.
         if drained and self._random.random() < 0.5:
             return self.remove(name, self._random.choice(drained))
-        kinds = ["reweight"]
+        kinds = ["reweight", "move"]
         if len(members) <= self._instances:
             kinds += ["add", "add"]
         if len(live) > 1:
@@ -123,7 +130,8 @@ class Fleet:
         if kind == "add":
             return self.add(name)
         chosen = self._random.choice(live)
-        return {"reweight": self.reweight, "drain": self.drain, "remove": self.remove}[kind](name, chosen)
+        make = {"reweight": self.reweight, "move": self.move, "drain": self.drain, "remove": self.remove}
+        return make[kind](name, chosen)
 
     def add(self, name: str) -> Step:
         """One more instance."""
@@ -141,6 +149,13 @@ class Fleet:
         """An instance that is to take nothing new."""
         self.services[name][id_].draining = True
         return Step("drain", name, self._attributes(name, id_))
+
+    def move(self, name: str, id_: str) -> Step:
+        """An instance whose id another has now, at another address, as a container that was started anew."""
+        member = self.services[name][id_]
+        elsewhere = self._member(name)[1]
+        member.host, member.port = elsewhere.host, elsewhere.port
+        return Step("move", name, {f"{SERVICES}{name}/hosts/{id_}": member.address})
 
     def reweight(self, name: str, id_: str) -> Step:
         """Another weight of an instance."""
@@ -176,10 +191,10 @@ class Fleet:
         serial = self._serials.get(name, 0)
         self._serials[name] = serial + 1
         assert serial < _MOST_SERIALS, f"{name} has used all its addresses"
-        return f"i{serial}", _Member(f"{self._prefix(name)}{serial + 1}")
+        return f"i{serial}", _Member(f"{self._prefix(name)}{serial + 1}", self._random.choice(self._ports))
 
     def _keys(self, name: str, id_: str, member: _Member) -> dict[str, str]:
-        keys = {f"{SERVICES}{name}/hosts/{id_}": f"{member.host}:{self._port}"}
+        keys = {f"{SERVICES}{name}/hosts/{id_}": member.address}
         return keys if (member.weight, member.draining) == (1, False) else keys | self._attributes(name, id_)
 
     def _attributes(self, name: str, id_: str) -> dict[str, str]:

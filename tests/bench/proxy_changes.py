@@ -68,10 +68,10 @@ def changes(options: argparse.Namespace, directory: Path, services: int, instanc
     reloads: list[float] = []
     worker_cpu = 0.0
     with (
-        answering(directory) as port,
+        answering(directory) as ports,
         Pipeline(directory, options.haproxy, max_reloads=options.changes) as pipeline,
     ):
-        fleet = Fleet(services, instances, port)
+        fleet = Fleet(services, instances, ports)
         pipeline.fill(fleet.entries())
         chosen = random.Random(2)
         cpu, began_with = _own_cpu(), pipeline.reload_count
@@ -96,6 +96,8 @@ def changes(options: argparse.Namespace, directory: Path, services: int, instanc
     per_change = [f"{spent / len(every) * 1000:.1f}" for spent in (cpu, worker_cpu)]
     rows.append([size, "all changes", str(len(every)), *_spread(every), *per_change, str(reloaded)])
     rows.append([size, "a forced reload", str(len(reloads)), *_spread(reloads), "", "", str(len(reloads))])
+    ratio = percentile(every, 50) / percentile(reloads, 50)
+    rows.append([size, "a change to a reload", "", f"{ratio:.3f} times", *[""] * 5])
     return rows
 
 
@@ -117,8 +119,8 @@ def new(options: argparse.Namespace, directory: Path) -> Rows:
     first = _free_ports(NEW_SERVICES)
     held = tuple(parse_held_ports((f"tcp:{first}-{first + NEW_SERVICES - 1}",)))
     rows: Rows = []
-    with answering(directory) as port, Pipeline(directory, options.haproxy, held_ports=held) as pipeline:
-        fleet = Fleet(options.services, options.instances, port)
+    with answering(directory) as ports, Pipeline(directory, options.haproxy, held_ports=held) as pipeline:
+        fleet = Fleet(options.services, options.instances, ports)
         pipeline.fill(fleet.entries())
         makers: dict[str, Callable[[int], Step]] = {
             "new http service": lambda number: fleet.new_service(f"h{number}", 2),
@@ -223,7 +225,7 @@ def _figures(*values: float) -> str:
 
 def memory(options: argparse.Namespace, directory: Path) -> Rows:
     """An agent that serves 10,000 services of 2, then 500 changes."""
-    fleet = Fleet(options.big_services, options.big_instances, 9)
+    fleet = Fleet(options.big_services, options.big_instances, [9])
     with Edge(directory, fleet, f"--haproxy={options.haproxy}", roles="proxy,dns,status") as edge:
         rows = [["started", *_memory_of(edge)]]
         for number in range(500):

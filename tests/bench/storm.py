@@ -140,8 +140,8 @@ def run_reloads(directory: Path, plan: Plan, count: int) -> Reloads:
 @contextmanager
 def _under_load(directory: Path, plan: Plan, *arguments: str) -> Iterator[tuple[Edge, Fleet, HttpLoad]]:
     program = build(directory)
-    with answering(directory) as port:
-        fleet = Fleet(plan.services, plan.instances, port)
+    with answering(directory) as ports:
+        fleet = Fleet(plan.services, plan.instances, ports)
         with Edge(directory, fleet, f"--haproxy={plan.haproxy}", *arguments) as edge:
             load = HttpLoad(
                 program,

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -131,6 +132,21 @@ def test_a_long_connection_survives_a_reload(binary: str, tmp_path: Path) -> Non
                 proxy.apply(catalog(db, service("web", 1)))
                 client.sendall(b"after")
                 assert inside.recv(100) == b"after"
+
+
+def test_a_peer_that_is_gone_without_a_word_is_asked_for(binary: str, tmp_path: Path) -> None:
+    """As a node that loses its power: on both sides of a long connection the kernel looks after it."""
+    with socket.create_server(("127.0.0.1", 0)) as backend:
+        port, inside = free_port(), backend.getsockname()[1]
+        of = settings(tmp_path, binary)
+        with running(of, service("db", inside, scheme="tcp", host_port=port)), ExitStack() as stack:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"x")
+            stack.enter_context(accept_from(backend, b"x"))
+            for ours in (f"sport = :{port}", f"dport = :{inside}"):
+                command = ["ss", "-tnoH", "state", "established", ours]
+                shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                assert re.search(r"timer:\(keepalive,(2\d|30)", shown), shown
 
 
 def accept_from(backend: socket.socket, first: bytes) -> socket.socket:

@@ -4,7 +4,7 @@ Models share what did not change: the backend of a service that is the same obje
 same object in their models, so that what is made of it, such as its text, can be kept as well.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from discovery.catalog import Catalog, Instance, Problem, Scheme, Service
@@ -149,11 +149,22 @@ def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = No
         backends[name] = backend
         problems += backend.problems
     listeners, ports, refused = _listeners(backends.values(), settings)
+    if not settings.https:
+        problems += _unredirected(backends.values())
     hosts, unclaimed = claim_hosts(
         backend.service for backend in backends.values() if "hosts" in backend.service.options
     )
     servers = sum(len(backend.servers) for backend in backends.values())
     return Model(backends, listeners, hosts, ports, servers, (*problems, *unclaimed, *refused))
+
+
+def _unredirected(backends: Iterable[Backend]) -> Iterator[Problem]:
+    """The services that are to be asked by https only, on an edge that has none."""
+    for backend in backends:
+        if backend.service.options.get("redirect") == "https":
+            subject = f"{service_prefix(backend.name)}options/redirect"
+            reason = "this edge serves no https to redirect to; name certificates in proxy.certs"
+            yield Problem(backend.name, subject, reason)
 
 
 def port_problem(service: str, port: int, reason: str) -> Problem:

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from discovery.catalog import Catalog, Problem, Service
-from discovery.errors import ApplyError, RenderError
+from discovery.errors import ApplyError, Postponed, RenderError
 from discovery.feed import Feed, Published
 from discovery.follow import Follower, FollowerStatus
 from tests.lab.wait import until
@@ -171,6 +171,23 @@ def test_failure_keeps_what_runs_is_logged_once_and_retried_without_a_new_catalo
         site.until_applied(2)
         assert site.status.error is None
     assert [log["event"] for log in logs] == ["apply_failed", "apply_recovered"]
+
+
+def test_what_is_postponed_is_neither_an_error_nor_applied_and_comes_again(site: Site) -> None:
+    site.applier.error = Postponed("waits for a reload", 0.2)
+    with capture_logs() as logs, site.running():
+        site.feed.publish(catalog(1, "web"))
+        until(lambda: site.applier.count >= 2, "applied again when it is due")
+        assert site.follower.status == FollowerStatus("recorder")
+        # The revision alone moves on: what it asks for does not run yet.
+        latest = site.feed.latest
+        assert latest is not None
+        site.feed.publish(Catalog(2, latest.value.services))
+        until(lambda: site.applier.applied[-1].revision == 2, "the newest is applied")
+        assert site.follower.status.applied_revision is None
+        site.applier.error = None
+        until(lambda: site.follower.status.applied_revision == 2, "it runs")
+    assert not [each for each in logs if each["log_level"] == "error"]
 
 
 def test_newer_catalog_does_not_wait_for_the_retry_of_an_older(site: Site) -> None:

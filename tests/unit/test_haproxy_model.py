@@ -74,6 +74,14 @@ def test_a_port_that_is_ours_or_anothers_is_refused(port: int, reason: str) -> N
     assert "b" in model.backends
 
 
+def test_a_redirect_to_nowhere_is_reported() -> None:
+    web = Service("web", options={"redirect": "https"})
+    (problem,) = build(catalog(web), settings()).problems
+    assert (problem.service, problem.subject) == ("web", "/services/web/options/redirect")
+    with_https = settings(https=("*:443",), certs=Path("/etc/certs"))
+    assert build(catalog(web), with_https).problems == ()
+
+
 def test_listeners_left_out_are_reported() -> None:
     model = build(catalog(Service("a", host_port=1000), Service("b", "tcp", 2000)), settings())
     left = model.without({2000: "is used by another program on this host"})

@@ -88,11 +88,12 @@ class Fleet:
         return keys
 
     def wanted(self) -> dict[str, int]:
-        """The weight of each instance, 0 when it drains, by the address that HAProxy shows."""
+        """The weights of the instances that are to take requests, by the address that HAProxy shows."""
         return {
-            member.address: 0 if member.draining else member.weight
+            member.address: member.weight
             for members in self.services.values()
             for member in members.values()
+            if not member.draining
         }
 
     def hosts(self, service: str) -> dict[str, int]:

@@ -26,7 +26,8 @@ from tests.lab.haproxy import TEMPLATES, settings
 from tests.lab.wait import until
 
 PATIENCE_SECONDS = 120.0
-_FORCED_MAINTENANCE, _FORCED_DRAIN = 0x01, 0x08
+_TAKES_NOTHING = 0x01 | 0x08
+"""srv_admin_state: forced into maintenance, or to drain."""
 _PUTS_AT_ONCE = 5000
 
 
@@ -68,7 +69,7 @@ class Pipeline:
         )
         feed: Feed[Catalog] = Feed()
         self.proxy = HAProxy(self.settings, lambda: self._follower.poke())
-        self._follower = Follower(feed, self.proxy, on_attempt=self._attempted)
+        self._follower = Follower(feed, self.proxy, quiet_seconds=0.0, on_attempt=self._attempted)
         self._watcher = Watcher(self.store, SERVICES, CatalogBuilder(), feed, hold_seconds=30)
         self._stop = threading.Event()
         self._applied = threading.Condition()
@@ -201,7 +202,12 @@ class Edge:
     def wait_until_applied(self) -> None:
         """Wait until the worker's servers are those of the fleet, with their weights."""
         wanted = self._fleet.wanted()
-        self._agent.wait(lambda: self._servers() == wanted, "runs the fleet", PATIENCE_SECONDS)
+        until(
+            lambda: self._servers() == wanted,
+            "HAProxy runs the fleet",
+            PATIENCE_SECONDS,
+            detail=lambda: _difference(self._servers() or {}, wanted),
+        )
 
     def _servers(self) -> dict[str, int] | None:
         """None while the master begins anew, and does not answer."""
@@ -220,9 +226,9 @@ def write(store: Any, step: Step) -> None:
 
 
 def running_servers(master_socket: Path) -> dict[str, int]:
-    """The weights of all servers of the newest worker that may take requests, 0 when they drain, by address.
+    """The weights of the newest worker's servers that are to take requests, up or down, by address.
 
-    It knows nothing of how sections and servers are named: only addresses are compared.
+    It knows nothing of how sections and servers are named, nor of how one is kept from taking any.
     """
     master = Master(master_socket, 30.0)
     lines = master.worker(master.processes().workers[0], "show servers state").splitlines()
@@ -234,11 +240,19 @@ def running_servers(master_socket: Path) -> dict[str, int]:
         fields = line.split()
         if len(fields) != len(columns) or line.startswith("#"):
             continue
-        admin = int(fields[at["srv_admin_state"]])
-        if not admin & _FORCED_MAINTENANCE:
-            address = f"{fields[at['srv_addr']]}:{fields[at['srv_port']]}"
-            found[address] = 0 if admin & _FORCED_DRAIN else int(fields[at["srv_uweight"]])
+        weight = int(fields[at["srv_uweight"]])
+        if weight and not int(fields[at["srv_admin_state"]]) & _TAKES_NOTHING:
+            found[f"{fields[at['srv_addr']]}:{fields[at['srv_port']]}"] = weight
     return found
+
+
+def _difference(running: Mapping[str, int], wanted: Mapping[str, int]) -> str:
+    few = [
+        f"{address}: weight {running.get(address)} instead of {wanted.get(address)}"
+        for address in sorted(running.keys() | wanted.keys())
+        if running.get(address) != wanted.get(address)
+    ]
+    return "\n".join(few[:20])
 
 
 def rss_mb(pid: int) -> float:

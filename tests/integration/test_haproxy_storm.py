@@ -36,7 +36,6 @@ def test_requests_go_to_all_that_take_them_and_to_no_others(storm: Storm) -> Non
     assert not storm.asked_in_vain
 
 
-@pytest.mark.xfail(reason="every change is a reload as yet", strict=True)
 def test_a_storm_of_changes_is_no_storm_of_reloads(storm: Storm) -> None:
     assert storm.reloads <= 1
 

@@ -39,12 +39,16 @@ class Applier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FollowerStatus:
-    """How far a follower is. ``applied_revision`` is the one confirmed running, None before the first."""
+    """How far a follower is. ``applied_revision`` is the one confirmed running, None before the first.
+
+    ``error`` is why the last attempt failed; ``waits`` is why a part of it waits for its time.
+    """
 
     name: str
     applied_revision: int | None = None
     problems: tuple[Problem, ...] = ()
     error: str | None = None
+    waits: str | None = None
 
 
 class Follower:
@@ -108,9 +112,10 @@ class Follower:
             problems = self._applier.apply(catalog)
         except Postponed as error:
             log.debug("apply_postponed", applier=before.name, reason=str(error))
+            self.status = replace(before, waits=str(error))
             wait_seconds = error.seconds
         except DiscoveryError as error:
-            self.status = replace(before, error=str(error))
+            self.status = replace(before, error=str(error), waits=None)
             if before.error != str(error):
                 log.error("apply_failed", applier=before.name, revision=catalog.revision, error=str(error))
             wait_seconds = self._backoff.next_seconds()

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
@@ -17,11 +17,12 @@ from discovery.haproxy.controller import Controller
 from discovery.haproxy.disk import Disk
 from discovery.haproxy.engine import Engine, OldWorker
 from discovery.haproxy.external import External
-from discovery.haproxy.massloss import MassLossGuard
+from discovery.haproxy.massloss import MassLoss, MassLossGuard
 from discovery.haproxy.model import Model, build
 from discovery.haproxy.pace import Pacer
 from discovery.haproxy.process import Process
 from discovery.haproxy.program import haproxy_version
+from discovery.haproxy.report import ProxyStatus
 from discovery.haproxy.settings import ProxySettings
 from discovery.pathwatch import PathWatch
 from discovery.retry import Backoff
@@ -32,7 +33,9 @@ LOOK_SECONDS = 0.5
 SETTLED_SECONDS = 10.0
 """A HAProxy that ends sooner than this after it was mended fails again and again."""
 AUDIT_SECONDS = 30.0
-"""How often the whole worker is compared with what it should be, and old workers are looked at."""
+"""How often the whole worker is compared with what it should be."""
+OLD_WORKERS_SECONDS = 5.0
+"""How often old workers are looked at."""
 CERTIFICATES_SECONDS = 3600.0
 """How often certificates are read without being told: time alone makes them expire."""
 UNCHECKED = Problem(
@@ -41,25 +44,6 @@ UNCHECKED = Problem(
     "there are too many instances for the files HAProxy may open, so they are not checked; raise LimitNOFILE",
     "reported",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyStatus:
-    """What the proxy role is doing. ``revision`` is the one confirmed running, None before the first.
-
-    ``reloads`` counts, by reason, how often HAProxy was started or reloaded since this agent began,
-    ``changes`` how often it was changed without. ``held`` is how many instances of a mass loss are kept.
-    """
-
-    running: bool
-    pid: int | None
-    version: str
-    revision: int | None = None
-    reloads: Mapping[str, int] = field(default_factory=dict)
-    last_reload_seconds: float | None = None
-    changes: int = 0
-    old_workers: tuple[OldWorker, ...] = ()
-    held: int = 0
 
 
 class HAProxy:
@@ -102,7 +86,8 @@ class HAProxy:
         self._model: Model | None = None
         self._wanted: Catalog | None = None
         self._revision: int | None = None
-        self._audited = time.monotonic()
+        self._loss: MassLoss | None = None
+        self._audited = self._old_workers_seen = time.monotonic()
         self._old_workers: tuple[OldWorker, ...] = ()
         self._trouble: str | None = None
 
@@ -116,10 +101,13 @@ class HAProxy:
             self._engine.version or "",
             self._revision,
             dict(controller.reloads),
-            controller.last_reload_seconds,
+            controller.reload_seconds,
+            tuple(controller.last_reloads),
             controller.changes,
+            controller.waiting,
             self._old_workers,
-            self._guard.loss.count if self._guard.loss else 0,
+            self._loss,
+            controller.certificates,
         )
 
     # -- beginning and end
@@ -250,6 +238,8 @@ class HAProxy:
             with self._lock:
                 if not self._stopping:
                     self._controller.audit()
+        if now - self._old_workers_seen >= OLD_WORKERS_SECONDS:
+            self._old_workers_seen = now
             try:
                 self._old_workers = self._engine.old_workers()
             except ApplyError as error:
@@ -281,7 +271,7 @@ class HAProxy:
             self._on_change()
 
     def _tell_held(self) -> None:
-        loss = self._guard.loss
+        loss = self._loss = self._guard.loss
         if loss is None:
             self._held_file.clear()
         else:

@@ -7,7 +7,7 @@ state.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
@@ -21,12 +21,14 @@ from discovery.haproxy.model import Model
 from discovery.haproxy.pace import Pacer
 from discovery.haproxy.plan import Means, Plan, plan
 from discovery.haproxy.process import ReloadFailed
+from discovery.haproxy.report import Reload, Waiting, unserved
 from discovery.haproxy.state import NO_STATE, States, carry_over, misfits, observed
 from discovery.haproxy.worker import Worker
 
 log = structlog.get_logger(__name__)
 
 SHOWN_NAMES = 10
+SHOWN_RELOADS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,15 @@ class Running:
 
 
 class Controller:
-    """One HAProxy that is made to run what is wanted. Not thread-safe, but for ``follow``."""
+    """One HAProxy that is made to run what is wanted. Not thread-safe, but for what says so."""
 
     def __init__(self, engine: Engine, disk: Disk, pacer: Pacer, on_change: Callable[[], None]) -> None:
         """``on_change`` is called when ``bring`` is to be called again."""
         self.running = Running()
         self.reloads: Counter[str] = Counter()
         self.changes = 0
-        self.last_reload_seconds: float | None = None
+        self.reload_seconds = 0.0
+        self.last_reloads: tuple[Reload, ...] = ()
         # When a reload is due that nobody waits for, by the monotonic clock.
         self.due: float | None = None
         self._engine = engine
@@ -60,6 +63,7 @@ class Controller:
         self._disk = disk
         self._pacer = pacer
         self._on_change = on_change
+        self._waits: Waiting | None = None
         # How often templates changed, and how often they had when HAProxy was given what they make.
         self._templates_seen = 0
         self._templates_loaded = 0
@@ -86,7 +90,7 @@ class Controller:
             log.warning("haproxy_server_state_lost", error=str(error))
         self._engine.start()
         self.running = Running(why="adopted")
-        self._count(reason, time.monotonic() - began)
+        self._count((reason,), time.monotonic() - began)
         # What changed since the files were written is found by applying again.
         self._on_change()
 
@@ -109,9 +113,12 @@ class Controller:
         reasons, is_urgent = self._change(self._disk.admit(wanted))
         if not reasons:
             self._pacer.not_wanted()
+            self.due = self._waits = None
             return self._disk.admit(wanted)
         now = time.monotonic()
         wait_seconds = self._pacer.wait_seconds(now, is_urgent=is_urgent) if alive else 0
+        if wait_seconds:
+            self._wait(reasons, wait_seconds, is_urgent=is_urgent)
         if wait_seconds and is_urgent:
             raise Postponed(f"waits for a reload ({', '.join(reasons)})", wait_seconds)
         if wait_seconds:
@@ -122,6 +129,26 @@ class Controller:
             return self._bring_up(wanted, reasons, alive=alive)
         finally:
             self._pacer.done(time.monotonic())
+            self._waits = None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What waits for a reload now. For any thread."""
+        waits, running = self._waits, self.running
+        if waits is None or running.layout is None or running.model is None:
+            return waits
+        return replace(waits, services=unserved(running.layout, running.model))
+
+    @property
+    def certificates(self) -> Mapping[str, float]:
+        """Until when, in Unix time, each certificate that is served is valid. For any thread."""
+        layout = self.running.layout
+        return {} if layout is None else {name: each.not_after for name, each in layout.certificates.items()}
+
+    def _wait(self, reasons: tuple[str, ...], wait_seconds: float, *, is_urgent: bool) -> None:
+        now = time.time()
+        since_seconds = self._waits.since_seconds if self._waits else now
+        self._waits = Waiting(reasons, (), since_seconds, now + wait_seconds, is_urgent)
 
     def templates_changed(self) -> None:
         """Templates are to be read anew with the next ``bring``. For any thread."""
@@ -212,7 +239,7 @@ class Controller:
         self._templates_loaded = seen
         self.running = Running(self._worker.pid(), prepared.layout, prepared.model, is_complete=True)
         self._straighten()
-        self._count(reasons[0], time.monotonic() - began)
+        self._count(reasons, time.monotonic() - began)
         log.info(
             "haproxy_reloaded",
             reason=",".join(reasons),
@@ -241,9 +268,11 @@ class Controller:
             self.running = replace(running, layout=observed(running.layout, wrong, states), is_complete=False)
             self._on_change()
 
-    def _count(self, reason: str, seconds: float) -> None:
-        self.reloads[reason] += 1
-        self.last_reload_seconds = seconds
+    def _count(self, reasons: tuple[str, ...], seconds: float) -> None:
+        self.reloads[reasons[0]] += 1
+        self.reload_seconds += seconds
+        reload = Reload(time.time(), reasons, seconds)
+        self.last_reloads = (*self.last_reloads, reload)[-SHOWN_RELOADS:]
 
     # -- looking after what runs
 

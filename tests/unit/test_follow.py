@@ -178,7 +178,7 @@ def test_what_is_postponed_is_neither_an_error_nor_applied_and_comes_again(site:
     with capture_logs() as logs, site.running():
         site.feed.publish(catalog(1, "web"))
         until(lambda: site.applier.count >= 2, "applied again when it is due")
-        assert site.follower.status == FollowerStatus("recorder")
+        assert site.follower.status == FollowerStatus("recorder", waits="waits for a reload")
         # The revision alone moves on: what it asks for does not run yet.
         latest = site.feed.latest
         assert latest is not None
@@ -187,6 +187,7 @@ def test_what_is_postponed_is_neither_an_error_nor_applied_and_comes_again(site:
         assert site.follower.status.applied_revision is None
         site.applier.error = None
         until(lambda: site.follower.status.applied_revision == 2, "it runs")
+        assert site.follower.status.waits is None
     assert not [each for each in logs if each["log_level"] == "error"]
 
 

@@ -3,8 +3,8 @@
  *
  *   http_load PORT KEEPALIVE CLOSING PAUSE_US SECONDS < targets
  *
- * A target is a line "HOST PATH EXPECTED OPTIONAL": the request, how its body must begin, and whether (1) 404 is an
- * answer too, for a service that comes and goes. KEEPALIVE clients ask
+ * A target is a line "HOST PATH EXPECTED OPTIONAL": the request, how its body must begin, and whether (1) 404 and
+ * 503 are answers too, for a service that comes and goes. KEEPALIVE clients ask
  * again and again on one connection, CLOSING ones make a connection for each request; each waits PAUSE_US
  * between two requests. After SECONDS, or on SIGTERM, requests under way are finished and the account is
  * printed as JSON. A request fails when its connection is refused, reset or closed before the whole answer,
@@ -146,7 +146,8 @@ static void look(struct client *client)
         return;
     }
     body[size] = 0;
-    if (client->target->optional && !strncmp(client->answer, "HTTP/1.1 404", 12)) {
+    if (client->target->optional && (!strncmp(client->answer, "HTTP/1.1 404", 12) ||
+                                     !strncmp(client->answer, "HTTP/1.1 503", 12))) {
         absent++;
         body = "";
     } else if (strncmp(client->answer, "HTTP/1.1 200", 12)) {

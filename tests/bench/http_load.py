@@ -18,7 +18,10 @@ PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A request, and how the body of its answer must begin; 404 will do for an ``optional`` one."""
+    """A request, and how the body of its answer must begin.
+
+    For an ``optional`` one 404 will do, and 503: a store may show a service before its instances.
+    """
 
     host: str
     path: str
@@ -30,7 +33,7 @@ class Target:
 class Account:
     """What became of the requests. ``last`` is when, in time.monotonic(), the last one was sent that each
     address answered; ``failures`` are counted by kind, the first few told in ``first_failures``. ``absent``
-    are the answers 404 among those of optional targets."""
+    are the answers 404 and 503 among those of optional targets."""
 
     keep_alive: int
     closing: int

@@ -113,7 +113,11 @@ class Controller:
         reasons, is_urgent = self._change(self._disk.admit(wanted))
         if not reasons:
             self._pacer.not_wanted()
+<<<<<<< HEAD
             self.due = self._waits = None
+=======
+            self.due = None
+>>>>>>> core
             return self._disk.admit(wanted)
         now = time.monotonic()
         wait_seconds = self._pacer.wait_seconds(now, is_urgent=is_urgent) if alive else 0
@@ -170,7 +174,9 @@ class Controller:
         if running.layout is None:
             return (running.why,), True
         checks = self._disk.checks(wanted, running.layout)
-        means = Means(checks, self._disk.spares, can_add=self._disk.knows_servers)
+        means = Means(
+            checks, self._disk.spares, can_add=self._disk.knows_servers, capacity=self._disk.capacity
+        )
         planned = plan(running.layout, wanted, means)
         try:
             if planned.has_commands:

@@ -75,6 +75,11 @@ class Disk:
         schemes = {each.scheme for each in self._settings.held_ports}
         return {"http": count, "tcp": count if "tcp" in schemes else 0}
 
+    @property
+    def capacity(self) -> int:
+        """How many servers beyond those of a configuration may be added to its worker."""
+        return self._machine.spare_descriptors
+
     def checks(self, model: Model, running: Layout | None = None) -> Checks | None:
         """How the servers of a model are checked: as they are now, while that will do."""
         wanted = self._renderer.checks(model)

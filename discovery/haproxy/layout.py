@@ -90,7 +90,8 @@ class HeldRange:
 class Layout:
     """One worker. ``sections`` are by name, ``places`` names the section of each service that has one.
 
-    ``free`` are the spare sections that nobody uses, by mode.
+    ``free`` are the spare sections that nobody uses, by mode. ``added`` is how many servers there are beyond
+    those of its configuration.
 
     ``paused`` are listeners that refuse connections, and keep their port until the next reload. ``hosts`` and
     ``ports`` are those maps, ``held`` the ranges those ports are of; ``checks`` is how servers are checked,
@@ -107,6 +108,7 @@ class Layout:
     checks: Checks | None = None
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     free: Mapping[Scheme, tuple[str, ...]] = field(default_factory=dict)
+    added: int = 0
 
     def section_of(self, service: str) -> Section | None:
         """The section that serves a service."""

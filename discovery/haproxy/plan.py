@@ -28,11 +28,16 @@ class Means:
     checks: Checks | None = None
     spares: Mapping[Scheme, int] = field(default_factory=dict)
     can_add: bool = True
+    capacity: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``commands`` lead from the layout planned for to ``layout``; ``touched`` are the sections they change.
+    """``moves`` and ``commands`` lead from the layout planned for to ``layout``; ``touched`` are the sections
+    they change.
+
+    ``moves`` give vacant slots their next addresses. They come first, and nothing else before each slot is
+    seen to have its own: 3.0 answers before it has changed the address, and would serve from the former one.
 
     ``certificate_commands`` are apart, for they have payloads.
 
@@ -40,6 +45,7 @@ class Plan:
     """
 
     layout: Layout
+    moves: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     certificate_commands: tuple[str, ...] = ()
     touched: tuple[str, ...] = ()
@@ -49,7 +55,7 @@ class Plan:
     @property
     def has_commands(self) -> bool:
         """Whether anything is to be done at runtime."""
-        return bool(self.commands or self.certificate_commands)
+        return bool(self.moves or self.commands or self.certificate_commands)
 
 
 def plan(running: Layout, wanted: Model, means: Means) -> Plan:
@@ -64,12 +70,14 @@ class _Planner:
         self.running = running
         self.wanted = wanted
         self.means = means
+        self.moves: list[str] = []
         self.adding: list[str] = []
         self.removing: list[str] = []
         self.reasons: dict[str, None] = {}
         self.changed: dict[str, Section] = {}
         self.places: dict[str, str] = {}
         self.left: set[str] = set()
+        self.added = running.added
         self.freed: list[Section] = []
         self.free = {mode: list(names) for mode, names in running.free.items()}
 
@@ -91,19 +99,29 @@ class _Planner:
         urgent = bool(self.reasons)
         if any(4 * len(self.free.get(mode, ())) < count for mode, count in self.means.spares.items()):
             self.reasons["spares"] = None
+        if self.added > self.means.capacity:
+            self.reasons["capacity"] = None
         layout = replace(
             self.running,
             sections={**self.running.sections, **self.changed} if self.changed else self.running.sections,
             places=self._places(),
             listeners=listeners,
             paused=paused,
+            added=self.added,
             hosts=self.wanted.hosts,
             ports=self.wanted.ports,
             certificates=self.running.certificates if certificates is None else self.wanted.certificates,
             free=self._free(),
         )
-        commands = (*self.adding, *self.removing)
-        return Plan(layout, commands, certificates or (), tuple(self.changed), tuple(self.reasons), urgent)
+        return Plan(
+            layout,
+            tuple(self.moves),
+            (*self.adding, *self.removing),
+            certificates or (),
+            tuple(self.changed),
+            tuple(self.reasons),
+            urgent,
+        )
 
     def _certificates(self) -> tuple[str, ...] | None:
         """The commands that exchange certificates, None when that takes a reload."""
@@ -213,13 +231,14 @@ class _Planner:
         slot = Slot(number, server)
         name = f"set server {section.name}/{slot.name}"
         host, port = split_address(server.address, server.id)
-        self.adding.append(f"{name} addr {host} port {port}")
+        self.moves.append(f"{name} addr {host} port {port}")
         self.adding.append(f"{name} weight {server.weight}")
         self.adding.append(f"{name} state ready")
         return slot
 
     def _add(self, section: Section, number: int, server: Server) -> Slot:
         """Make one more entry: it knows nothing of default-server, and comes in maintenance."""
+        self.added += 1
         slot = Slot(number, server)
         name, said = f"{section.name}/{slot.name}", section.said(self.running.checks)
         words = f"id {number} weight {server.weight} {said.server}".rstrip()

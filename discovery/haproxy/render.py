@@ -21,6 +21,9 @@ from discovery.templating import Templates
 
 CONFIG = "haproxy.cfg"
 
+_OTHER_DESCRIPTORS = 100
+_LEAST_CONNECTIONS = 16
+
 _BIND = re.compile(r"^[ \t]*bind[ \t]+(\S+)", re.MULTILINE)
 
 
@@ -35,6 +38,11 @@ class Machine:
     uid: int | None
     gid: int | None
     descriptor_limit: int
+
+    @property
+    def spare_descriptors(self) -> int:
+        """How many files are left for the checks of servers that are added at runtime."""
+        return self.descriptor_limit // 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class Renderer:
         backends = [section.backend for section in layout.sections.values() if section.backend is not None]
         config = self._templates.render(
             "haproxy.cfg.j2",
+            max_connections=self._max_connections(layout),
             # Without a certificate HAProxy would refuse to listen, and everything else with it.
             proxy=self._proxy if layout.certificates else {**self._proxy, "https": []},
             services=[backend.service for backend in backends],
@@ -116,6 +125,16 @@ class Renderer:
         if "\0" in config:
             raise RenderError("haproxy.cfg.j2: the text contains a NUL, which would end the configuration")
         return {CONFIG: config, **_maps(layout), **certificate_files(layout.certificates)}
+
+    def _max_connections(self, layout: Layout) -> int:
+        """What fits into the files that HAProxy may open, at two a connection.
+
+        It would work this out itself, but for the servers it has at its start.
+        """
+        servers = sum(len(section.slots) for section in layout.sections.values()) if layout.checks else 0
+        ports = sum(each.last - each.first + 1 for each in layout.held) + len(layout.listeners)
+        taken = servers + ports + self._machine.spare_descriptors + _OTHER_DESCRIPTORS
+        return max((self._machine.descriptor_limit - taken) // 2, _LEAST_CONNECTIONS)
 
     def checks(self, model: Model) -> Checks | None:
         """How servers are checked; None when that would take more than half of the files HAProxy may open."""

@@ -2,6 +2,8 @@
 
 import csv
 import re
+import select
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from discovery.errors import ApplyError
@@ -14,6 +16,8 @@ from discovery.haproxy.state import States, misfits, observed, parse_states
 _COMMAND_BYTES = 15_000
 """2.6 never answers a longer one, since it does not fit into its buffer."""
 _LINE_BYTES = 32_000
+_MOVE_SECONDS = 2.0
+_LOOK_SECONDS = 0.001
 _FEW = 20
 """Of more sections than this the states are read all at once."""
 
@@ -51,6 +55,7 @@ class Worker:
         Raises ApplyError when something else is not, or another worker answers by now.
         """
         run_certificate_commands(plan.certificate_commands, self._ask)
+        self._move(plan)
         answers = "".join(self._ask(line) for line in _lines(plan.commands))
         states = self.states(plan.touched)
         if self.pid() != pid:
@@ -59,6 +64,34 @@ class Worker:
         self._check_frontends(plan.commands, answers)
         wrong = misfits((plan.layout.sections[name] for name in plan.touched), states)
         return observed(plan.layout, wrong, states) if wrong else None
+
+    def _move(self, plan: Plan) -> None:
+        """Give slots their next addresses, and wait until they have them."""
+        if not plan.moves:
+            return
+        answers = "".join(self._ask(line) for line in _lines(plan.moves))
+        slots = [tuple(command.split()[2].split("/")) for command in plan.moves]
+        names = tuple(dict.fromkeys(section for section, _ in slots))
+        wanted = {
+            (name, slot.name): slot.server.address
+            for name in names
+            for slot in plan.layout.sections[name].slots
+            if slot.server is not None
+        }
+        deadline = time.monotonic() + _MOVE_SECONDS
+        while True:
+            states = self.states(names)
+            left = [
+                f"{section}/{slot}"
+                for section, slot in slots
+                if (state := states.get(section, {}).get(slot)) is None
+                or state.address != wanted[section, slot]
+            ]
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                raise ApplyError(f"HAProxy does not move {left[0]}: {answers.strip()[:500]}")
+            select.select((), (), (), _LOOK_SECONDS)
 
     def is_as(self, layout: Layout) -> bool:
         """Whether the worker is as this layout says: its sections, servers and maps."""

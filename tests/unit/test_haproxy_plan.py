@@ -72,8 +72,8 @@ def test_an_instance_that_goes_leaves_a_slot_that_the_next_one_takes() -> None:
     gone = planned(running, service("web", "10.0.0.2:80"))
     assert gone.commands == ("set server service:web/s1 state maint",)
     come = planned(gone.layout, service("web", "10.0.0.2:80", "10.0.0.3:81"))
+    assert come.moves == ("set server service:web/s1 addr 10.0.0.3 port 81",)
     assert come.commands == (
-        "set server service:web/s1 addr 10.0.0.3 port 81",
         "set server service:web/s1 weight 1",
         "set server service:web/s1 state ready",
     )
@@ -94,8 +94,8 @@ def test_a_weight_changes_alone() -> None:
 
 def test_an_ipv6_address_is_given_as_haproxy_reads_it() -> None:
     running = planned(started(service("web", "10.0.0.1:80")), service("web")).layout
-    commands = planned(running, service("web", "fd00::1:80")).commands
-    assert commands[0] == "set server service:web/s1 addr fd00::1 port 80"
+    moves = planned(running, service("web", "fd00::1:80")).moves
+    assert moves == ("set server service:web/s1 addr fd00::1 port 80",)
 
 
 def test_a_new_service_takes_a_spare_section_and_is_led_to_last() -> None:
@@ -199,6 +199,15 @@ def test_few_spare_sections_ask_for_a_reload_that_can_wait() -> None:
     four = planned(three.layout, *services)
     assert (four.reasons, four.is_urgent) == (("spares",), False)
     assert planned(four.layout, *services, service("one-more")).is_urgent
+
+
+def test_more_servers_than_there_are_files_for_ask_for_a_reload_that_can_wait() -> None:
+    means = Means(spares={"http": 4}, capacity=1)
+    one = planned(started(service("web")), service("web", "10.0.0.1:80"), means=means)
+    assert one.reasons == ()
+    two = planned(one.layout, service("web", "10.0.0.1:80", "10.0.0.2:80"), means=means)
+    assert (two.reasons, two.is_urgent) == (("capacity",), False)
+    assert place(model(service("web", "10.0.0.1:80", "10.0.0.2:80")), before=two.layout).added == 0
 
 
 def test_servers_that_cannot_be_added_wait_for_a_reload() -> None:
@@ -336,7 +345,7 @@ def test_a_worker_that_does_as_planned_ends_as_wanted(steps: list[list[Service]]
         wanted = model(*step, before=wanted)
         before = {name: worker.up(name) for name in layout.places}
         found = plan(layout, wanted, means)
-        for command in found.commands:
+        for command in (*found.moves, *found.commands):
             worker.run(command)
             for name, addresses in before.items():
                 after = usable(wanted, name)
@@ -348,11 +357,11 @@ def test_a_worker_that_does_as_planned_ends_as_wanted(steps: list[list[Service]]
         assert {name for name, is_open in worker.frontends.items() if is_open} == {
             each.name for each in layout.listeners
         }
-        if not set(found.reasons) <= {"spares"}:
+        if found.is_urgent:
             layout = place(wanted, spares=means.spares, before=layout)
             worker = Worker.of(layout)
         assert_serves(worker, layout, wanted)
-        assert plan(layout, wanted, means).commands == ()
+        assert not plan(layout, wanted, means).has_commands
 
 
 def usable(wanted: Model, name: str) -> set[str]:
@@ -390,7 +399,7 @@ def test_what_is_really_there_is_mended(first: list[Service], then: list[Service
     seen = observed(layout, wrong, worker.sections)
     wanted = model(*then)
     found = plan(seen, wanted, MEANS)
-    for command in found.commands:
+    for command in (*found.moves, *found.commands):
         worker.run(command)
     assert misfits(found.layout.sections.values(), worker.sections) == ()
     for name, place_ in found.layout.places.items():

@@ -186,7 +186,7 @@ services = st.builds(
 
 LINE = re.compile(
     r"|    (server s\d+ [\w.:\[\]-]+:\d+ id \d+( weight \d+)?"
-    r"|default-server [\w -]+"
+    r"|default-server [\w -]+|maxconn \d+"
     r"|bind (\*|[\w.:\[\]]+):\d+"
     r"|http-request set-var\(txn\.service\) str\([\w.:\[\]-]+\)"
     r"|default_backend service:[\w.:\[\]-]+)"

@@ -113,11 +113,7 @@ class Controller:
         reasons, is_urgent = self._change(self._disk.admit(wanted))
         if not reasons:
             self._pacer.not_wanted()
-<<<<<<< HEAD
             self.due = self._waits = None
-=======
-            self.due = None
->>>>>>> core
             return self._disk.admit(wanted)
         now = time.monotonic()
         wait_seconds = self._pacer.wait_seconds(now, is_urgent=is_urgent) if alive else 0

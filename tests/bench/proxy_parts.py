@@ -25,7 +25,7 @@ from tests.lab.agent import Agent
 from tests.lab.haproxy import TEMPLATES, settings
 from tests.lab.wait import until
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 60.0
 _TAKES_NOTHING = 0x01 | 0x08
 """srv_admin_state: forced into maintenance, or to drain."""
 _PUTS_AT_ONCE = 5000
@@ -132,7 +132,7 @@ class Pipeline:
         revision = self.memory.history.revision
         with self._applied:
             done = self._applied.wait_for(lambda: self._revision >= revision, PATIENCE_SECONDS)
-        assert done, f"not applied: {self._error}"
+        assert done, f"not applied: {self._follower.status}, {self.proxy.status}"
 
 
 class Edge:

@@ -64,8 +64,10 @@ class Controller:
         self._pacer = pacer
         self._on_change = on_change
         self._waits: Waiting | None = None
-        # How often templates changed, and how often they had when HAProxy was given what they make.
+        # How often templates changed, how often they had when they were read, and when HAProxy was given what
+        # they make.
         self._templates_seen = 0
+        self._templates_read = 0
         self._templates_loaded = 0
 
     # -- beginning
@@ -109,6 +111,7 @@ class Controller:
             self.running = Running(why="start")
         if self._templates_seen != self._templates_loaded:
             # Before anything is admitted: what was refused by the old ones may be taken by the new.
+            self._templates_read = self._templates_seen
             self._disk.forget_templates()
         wanted = model.without(self._taken_ports(model, alive=alive))
         if self.running.layout is None and self.running.why == "adopted":
@@ -203,10 +206,9 @@ class Controller:
 
     def _templates_matter(self, wanted: Model, running: Layout) -> bool:
         """Whether HAProxy would get other files by the templates as they are now."""
-        seen = self._templates_seen
         if self._disk.would_differ(wanted, running):
             return True
-        self._templates_loaded = seen
+        self._templates_loaded = self._templates_read
         return False
 
     def _recognize(self, wanted: Model) -> None:

@@ -191,6 +191,16 @@ def test_what_is_postponed_is_neither_an_error_nor_applied_and_comes_again(site:
     assert not [each for each in logs if each["log_level"] == "error"]
 
 
+def test_what_was_postponed_and_then_failed_waits_no_more(site: Site) -> None:
+    site.applier.error = Postponed("waits for a reload", 0.05)
+    with site.running():
+        site.feed.publish(catalog(1, "web"))
+        until(lambda: site.status.waits is not None, "it waits")
+        site.applier.error = ApplyError("the reload failed")
+        until(lambda: site.status.error is not None, "it failed")
+        assert site.status.waits is None
+
+
 def test_newer_catalog_does_not_wait_for_the_retry_of_an_older(site: Site) -> None:
     with site.running():
         site.applier.error = ApplyError("no")

@@ -24,6 +24,7 @@ from discovery.status.ask import NodeReport, ask_agent, decode
 from discovery.status.metrics import Metrics
 from discovery.status.server import StatusServer
 from discovery.status.view import StatusView
+from discovery.views import node_lines
 from tests.lab.thread import in_thread
 
 ROOT = Path(__file__).parents[2]
@@ -243,12 +244,13 @@ def test_only_an_attempt_that_ends_well_counts_as_the_last_good_one() -> None:
 
 def test_what_haproxy_does_is_measured() -> None:
     catalog = Catalog(7, {}, (Problem("db", "/services/db/scheme", "unknown scheme 'ftp'"),))
-    with serving(Node(catalog, (PORT_USED, EXPIRED), proxy=PROXY)) as address:
+    told = Problem("lone", "/services/lone/scheme", "instances disagree", "reported")
+    with serving(Node(catalog, (PORT_USED, EXPIRED, told), proxy=PROXY)) as address:
         lines = ask(address, "/metrics").body.decode().splitlines()
     for line in (
         'discovery_problems{consequence="left out"} 2.0',
         'discovery_problems{consequence="kept at its last good value"} 0.0',
-        'discovery_problems{consequence="reported"} 1.0',
+        'discovery_problems{consequence="reported"} 2.0',
         "discovery_quarantined_services 2.0",
         'discovery_haproxy_reloads_total{reason="listener"} 2.0',
         "discovery_haproxy_reload_seconds_count 3.0",
@@ -307,7 +309,13 @@ def test_proxy_of_a_node_without_one_is_not_found_and_one_with_nothing_to_tell_s
         assert ask(address, "/proxy").status == 404
         node.proxy = ProxyStatus(False, None, "")
         document = ask(address, "/proxy").json()
+        node.proxy = replace(PROXY, waiting=Waiting(("spares",), (), 1.0, 2.0, is_urgent=False))
+        assert ask(address, "/proxy").json()["waiting"]["urgent"] is False
+        report = ask_agent(address, "memory:", 20)
     assert (document["waiting"], document["held"], document["error"]) == (None, None, None)
+    # Nobody misses anything, so nobody is told of it unasked.
+    assert list(node_lines(report, "")) == []
+    assert list(node_lines(replace(report, waiting=PROXY.waiting), "")) != []
 
 
 # ---- asked by the commands ---------------------------------------------------------------------------

@@ -109,14 +109,16 @@ def cli(**_flags: object) -> None:
 def _run_role(context: click.Context, /, role: str | None) -> None:
     """Run one role alone, or for None those of the settings."""
     from discovery.agent import run_agent
+    from discovery.notify import take_notifier
 
     configuration = _configuration(context)
+    notifier = take_notifier(os.environ, os.getpid())
     wanted: tuple[str, ...] | None = None if role is None else (role,)
     # Not by the file, which several processes of one node may share: only one can have the address.
     if wanted and configuration.origins["status.listen"].startswith(("flag", "environment")):
         wanted = (*wanted, "status")
     with _store(configuration) as store:
-        run_agent(configuration, store, wanted)
+        run_agent(configuration, store, wanted, notifier)
 
 
 @cli.command()
@@ -158,22 +160,32 @@ def dns(context: click.Context, /, **_flags: object) -> None:
 @click.option("--scheme", help="http or tcp", metavar="SCHEME")
 @click.option("--host-port", help="port on which every edge serves it", metavar="PORT")
 @click.option("--check", help="tcp or http:/PATH: announce only while this succeeds", metavar="CHECK")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    help="seconds between telling the edges of the end and the end",
+    metavar="SECONDS",
+)
 @_with_settings(*_COMMON, "registrator.ttl_seconds")
 @click.pass_context
 def announce(
     context: click.Context, /, name: str, address: str, command: tuple[str, ...], **flags: Any
 ) -> None:
-    """Announce ADDRESS (ip:port) as an instance of NAME while this runs.
+    """Announce ADDRESS (ip:port, or :port for this node's) as an instance of NAME while this runs.
 
-    With a COMMAND after --, run it, announce it while it runs, and end with its exit status.
+    With a COMMAND after --, run it, announce it while it runs, and end with its exit status. On a signal the
+    edges stop sending it requests first, for --drain seconds, and only then it gets the signal.
     """
-    from discovery.agent import stop_on_signals
-    from discovery.announced import run_announced
+    from discovery.announced import run_announced, run_announcement
+    from discovery.notify import take_notifier
     from discovery.roles import announcer
 
     configuration = _configuration(context)
+    notifier = take_notifier(os.environ, os.getpid())
     with _store(configuration) as store:
-        registrator = announcer(
+        announcement = announcer(
             configuration.settings,
             store,
             name,
@@ -182,10 +194,10 @@ def announce(
             host_port=flags["host_port"],
             check=flags["check"],
         )
+        drain_seconds = flags["drain"]
         if command:
-            sys.exit(run_announced(command, registrator))
-        with stop_on_signals() as stop:
-            registrator.run(stop)
+            sys.exit(run_announced(command, announcement, drain_seconds=drain_seconds, notifier=notifier))
+        run_announcement(announcement, drain_seconds=drain_seconds, notifier=notifier)
 
 
 @cli.command()

@@ -87,7 +87,7 @@ class _Held:
 
 
 class Registrator:
-    """One thread calls ``run``; ``status`` is for any thread.
+    """One thread calls ``run``, once; ``status`` and ``stuck`` are for any thread.
 
     ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` is for how long the source may fail
     after it should have been asked again; until then its last word counts.
@@ -109,6 +109,7 @@ class Registrator:
         self._clock = clock
         self._woken = threading.Event()
         self._mirror = Mirror(store, self._woken.set, clock)
+        self._workers = Workers(on_failure=self._woken.set)
         self._look: _Look | None = None
         self._held: _Held | None = None
         self._restore_due: dict[str, float] = {}
@@ -135,6 +136,11 @@ class Registrator:
             problems=(*self._source.problems, *contested),
         )
 
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Those of its own threads that make no progress."""
+        return self._workers.stuck
+
     def _describe_error(self) -> str | None:
         if self._stale:
             return f"{self._source_error or 'the source is silent'}; the keys are left to expire"
@@ -142,7 +148,7 @@ class Registrator:
 
     def run(self, stop: threading.Event) -> None:
         """Register until ``stop``, then withdraw everything, within two time-outs of the store."""
-        workers = Workers(on_failure=self._woken.set)
+        workers = self._workers
         workers.start("registrator-source", self._look_again)
         workers.start("registrator-mirror", self._mirror.run)
         try:
@@ -344,6 +350,9 @@ class Registrator:
             return
         for last in (False, True):
             try:
+                # First, for a store without transactions would show them without their attributes: no longer
+                # draining, for an instant.
+                held.session.delete(key for key in held.values if split_key(key)[1].startswith(HOSTS))
                 held.session.close()
             except SessionLost:
                 return

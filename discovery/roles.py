@@ -4,12 +4,13 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
+from discovery.announced import Announcement
 from discovery.config import Settings
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
 from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, split_address
-from discovery.node import Node, node_name
+from discovery.node import Node, find_node, node_name
 from discovery.registrator import Registrator
 from discovery.schema import parse_port, parse_scheme
 from discovery.sources.announce import AnnounceSource
@@ -94,8 +95,11 @@ def announcer(
     scheme: str | None,
     host_port: str | None,
     check: str | None,
-) -> Registrator:
-    """The registrator of one announced address. Raises ConfigError for what cannot be announced."""
+) -> Announcement:
+    """One address, announced; ``:port`` is on this node. Raises ConfigError for what cannot be announced."""
+    if address.startswith(":"):
+        own = find_node(settings.node.name, settings.node.address).address
+        address = f"[{own}]{address}" if ":" in own else own + address
     try:
         source = AnnounceSource(
             name,
@@ -107,7 +111,8 @@ def announcer(
         )
     except SchemaError as error:
         raise ConfigError(f"announce {name} {address}", str(error)) from error
-    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    registrator = Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    return Announcement(registrator, source.drain)
 
 
 def dns_server(settings: Settings) -> DnsProcesses:

@@ -72,7 +72,7 @@ class _Planner:
         for service, instance in ((each.service, each.instance) for each in registrations):
             own.update(instance_keys(service, instance))
             appears = self._appears(f"{service_prefix(service)}{HOSTS}{instance.id}", instance.address)
-            for key, value in shared_keys(service, instance.attributes).items():
+            for key, value in shared_keys(service, instance).items():
                 # A scheme that is only the default gives way to one that was asked for.
                 said = not key.endswith("/scheme") or instance.attributes.scheme is not None
                 if said or key not in shared:

@@ -21,9 +21,9 @@ import structlog
 from discovery.catalog import Problem, Registration
 from discovery.errors import SessionLost, SourceError, StoreError
 from discovery.mirror import Mirror
-from discovery.reconcile import HOSTS, Plan, is_shared, plan
+from discovery.reconcile import Plan, is_shared, plan
 from discovery.retry import Backoff
-from discovery.schema import printable, split_key
+from discovery.schema import is_instance, printable, split_key
 from discovery.sources.base import Source
 from discovery.stores.base import HEARTBEAT_SECONDS, Session, Store
 from discovery.workers import Workers
@@ -130,7 +130,7 @@ class Registrator:
         values = dict(held.values) if held else {}
         contested = tuple(problem for _, problem in list(self._contested.values()))
         return RegistratorStatus(
-            registered=sum(split_key(key)[1].startswith(HOSTS) for key in values) if look else 0,
+            registered=sum(is_instance(split_key(key)[1]) for key in values) if look else 0,
             reconciled_at=self._reconciled_at,
             error=self._describe_error(),
             problems=(*self._source.problems, *contested),
@@ -278,7 +278,7 @@ class Registrator:
             held.put_at.update(dict.fromkeys(puts, self._clock()))
         held.unsure -= puts.keys()
         for key, value in puts.items():
-            if split_key(key)[1].startswith(HOSTS) and before.get(key) != value:
+            if is_instance(split_key(key)[1]) and before.get(key) != value:
                 log.info("instance_registered", key=key, address=value)
 
     def _leave(self, held: _Held, difference: Plan) -> None:
@@ -289,7 +289,7 @@ class Registrator:
         for key in sorted(gone):
             held.put_at.pop(key, None)
             held.unsure.discard(key)
-            if split_key(key)[1].startswith(HOSTS):
+            if is_instance(split_key(key)[1]):
                 log.info("instance_withdrawn", key=key)
         if gone:
             held.values = {key: value for key, value in held.values.items() if key not in gone}
@@ -352,7 +352,7 @@ class Registrator:
             try:
                 # First, for a store without transactions would show them without their attributes: no longer
                 # draining, for an instant.
-                held.session.delete(key for key in held.values if split_key(key)[1].startswith(HOSTS))
+                held.session.delete(key for key in held.values if is_instance(split_key(key)[1]))
                 held.session.close()
             except SessionLost:
                 return
@@ -369,6 +369,6 @@ def _hosts_last(keys: Iterable[str]) -> list[list[str]]:
 
     A store without transactions would else show a new tcp service as http for an instant.
     """
-    hosts = [key for key in keys if split_key(key)[1].startswith(HOSTS)]
-    others = [key for key in keys if not split_key(key)[1].startswith(HOSTS)]
+    hosts = [key for key in keys if is_instance(split_key(key)[1])]
+    others = [key for key in keys if not is_instance(split_key(key)[1])]
     return [part for part in (others, hosts) if part]

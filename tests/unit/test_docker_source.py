@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from discovery.catalog import Attributes, Registration
 from discovery.errors import SchemaError
 from discovery.schema import parse_address, parse_id, parse_name
-from discovery.sources.container import Container, Port, read_container, read_words, signal_number
-from discovery.sources.docker import Outcome, Rules, image_name, register, register_all, split_tags
+from discovery.sources.container import Container, Port, read_container, signal_number
+from discovery.sources.docker import Outcome, Rules, image_name, register, register_all
+from discovery.sources.options import split_tags
+from discovery.sources.words import read_words
 
 DIRECTORY = Path(__file__).parent / "inspect"
 NODE = Rules(node="n1", address="192.0.2.7")
@@ -35,7 +37,11 @@ ALL = {found.id: found for found in (container(path.stem) for path in DIRECTORY.
 
 
 def registered(outcome: Outcome) -> dict[str, str]:
-    return {each.service: each.instance.address for each in outcome.registrations}
+    """Addresses by service; `/udp` after the names of those of UDP."""
+    return {
+        each.service + ("/udp" if each.instance.protocol == "udp" else ""): each.instance.address
+        for each in outcome.registrations
+    }
 
 
 def only(outcome: Outcome) -> Registration:
@@ -59,8 +65,8 @@ PUBLISHED = {
         "busybox-91": "192.0.2.7:8021",
         "busybox-92": "192.0.2.7:8022",
     },
-    "tcp_and_udp": {"busybox-53": "192.0.2.7:8030"},
-    "udp_only": {},
+    "tcp_and_udp": {"busybox-53": "192.0.2.7:8030", "busybox-53/udp": "192.0.2.7:8031"},
+    "udp_only": {"busybox/udp": "192.0.2.7:8032"},
     "exposed_only": {},
     "no_ports": {},
     "environment_and_labels": {"from-label": "192.0.2.7:8040"},
@@ -103,7 +109,7 @@ def test_internal_addresses(name: str, expected: dict[str, str]) -> None:
 
 def test_the_network_of_several_is_chosen_by_word_then_setting_then_name() -> None:
     front, back = {"busybox-80": "172.18.0.2:80"}, {"busybox-80": "172.19.0.2:80"}
-    two = container("two_networks", exposed=frozenset([Port(80, "tcp"), Port(53, "udp")]))
+    two = container("two_networks", exposed=frozenset([Port(80, "tcp"), Port(53, "sctp")]))
     assert registered(register(two, ALL, INTERNAL)) == back
     assert registered(register(two, ALL, replace(INTERNAL, network="front"))) == front
     assert registered(register(two, ALL, replace(INTERNAL, network="elsewhere"))) == back
@@ -148,7 +154,7 @@ def test_a_name_without_a_port_is_reported_unless_ignored() -> None:
     (problem,) = register(container("exposed_only", "SERVICE_NAME=web"), ALL, NODE).problems
     assert "publishes no port" in problem.reason
     ignored = container("exposed_only", "SERVICE_NAME=web", "SERVICE_IGNORE=1")
-    assert register(ignored, ALL, NODE) == Outcome()
+    assert not register(ignored, ALL, NODE).problems
 
 
 # ---- words ------------------------------------------------------------------------------------------
@@ -202,7 +208,8 @@ def test_names(words: list[str], services: list[str]) -> None:
 
 def test_explicit() -> None:
     explicit = replace(NODE, explicit=True)
-    assert register(container("two_ports"), ALL, explicit) == Outcome()
+    none = register(container("two_ports"), ALL, explicit)
+    assert (none.registrations, none.problems) == ((), ())
     assert len(register(container("two_ports", "SERVICE_NAME=a"), ALL, explicit).registrations) == 2
     assert registered(register(container("two_ports", "SERVICE_80_NAME=a"), ALL, explicit)) == {
         "a": "192.0.2.7:8010"

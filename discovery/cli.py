@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _EVERYWHERE = ("state_dir", "store.", "log.")
 _COMMON = (*_EVERYWHERE, "node.")
 _PROXY = ("proxy.",)
+_ENGINE = ("docker.url", "docker.ca_file", "docker.cert_file", "docker.key_file")
 _ALL = tuple(setting.key for setting in SETTINGS)
 
 
@@ -146,7 +147,7 @@ def proxy(context: click.Context, /, **_flags: object) -> None:
 
 
 @cli.command()
-@_with_settings(*_COMMON, "dns.", "docker.url", "registrator.ttl_seconds", "status.")
+@_with_settings(*_COMMON, *_ENGINE, "dns.", "registrator.ttl_seconds", "status.")
 @click.pass_context
 def dns(context: click.Context, /, **_flags: object) -> None:
     """Run the resolver alone: answer the zone, forward the rest."""

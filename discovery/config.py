@@ -71,6 +71,12 @@ class DockerSettings(_Section):
     """The Docker engine whose containers are registered."""
 
     url: str | None = _setting(None, "the engine; default DOCKER_HOST, else the standard socket", "--docker")
+    ca_file: Path | None = _setting(
+        None,
+        "PEM file of the authority that signed the engine's certificate",
+    )
+    cert_file: Path | None = _setting(None, "PEM file of our client certificate for the engine")
+    key_file: Path | None = _setting(None, "PEM file of our client key for the engine")
     internal: bool = _setting(False, "register containers' own addresses and ports", "--internal")
     explicit: bool = _setting(False, "register only containers that carry SERVICE_NAME", "--explicit")
 

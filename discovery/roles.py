@@ -18,15 +18,18 @@ from discovery.sources.bridge import bridge_addresses
 from discovery.sources.docker import Rules
 from discovery.sources.docker_engine import ping
 from discovery.sources.docker_source import DockerSource
+from discovery.sources.engine_client import EngineAddress, engine_address
 from discovery.stores.base import Store
 
 DNS_PORT = 53
 STATUS_PORT = 8405
 
 
-def docker_url(settings: Settings) -> str:
-    """The engine whose containers are registered."""
-    return settings.docker.url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+def docker_address(settings: Settings) -> EngineAddress:
+    """The engine whose containers are registered. Raises ConfigError."""
+    docker = settings.docker
+    url = docker.url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    return engine_address(url, docker.ca_file, docker.cert_file, docker.key_file, os.environ)
 
 
 def packaged_templates() -> Path:
@@ -71,12 +74,12 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     One whose socket is there is waited for, as it may be starting itself: it is not the end of this node's
     edge, nor are its containers to be forgotten because the agent was quicker.
     """
-    url = docker_url(settings)
-    if not _has_socket(url):
-        ping(url)
+    engine = docker_address(settings)
+    if not _has_socket(engine.url):
+        ping(engine)
     docker = settings.docker
     rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
-    source = DockerSource(url, rules, relist_seconds=settings.registrator.relist_seconds)
+    source = DockerSource(engine, rules, relist_seconds=settings.registrator.relist_seconds)
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
 
 
@@ -121,7 +124,7 @@ def dns_server(settings: Settings) -> DnsProcesses:
     if dns.listen is not None:
         listen = tuple(_endpoint("dns.listen", text) for text in dns.listen)
     else:
-        listen = tuple((address, DNS_PORT) for address in bridge_addresses(docker_url(settings)))
+        listen = tuple((address, DNS_PORT) for address in bridge_addresses(docker_address(settings)))
         if not listen:
             mend = "start Docker first, or name an address with --dns"
             raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)

@@ -16,7 +16,7 @@ import structlog
 import urllib3
 from docker.types import CancellableStream
 
-from discovery.errors import SourceError
+from discovery.sources.engine_client import FAILURES, EngineAddress, open_client, reason_of, unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +30,9 @@ _WATCHED = {
 }
 
 
-def ping(url: str, timeout_seconds: float = 5.0) -> None:
-    """Return when an engine answers at ``url``; SourceError otherwise, naming the mend."""
-    Engine(url, timeout_seconds).close()
+def ping(address: EngineAddress | str, timeout_seconds: float = 5.0) -> None:
+    """Return when an engine answers there; SourceError otherwise, naming the mend."""
+    Engine(address, timeout_seconds).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,15 @@ class Event:
 
 
 class Engine:
-    """A connection to the engine at ``url``; every method raises SourceError. Opening it asks its version.
+    """A connection to an engine; every method raises SourceError. Opening it asks its version.
 
     ``timeout_seconds`` bounds each call. Thread-safe.
     """
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        self.url = url
+    def __init__(self, address: EngineAddress | str, timeout_seconds: float) -> None:
+        self._address = EngineAddress(address) if isinstance(address, str) else address
         self._timeout_seconds = timeout_seconds
-        with self._translated():
-            # Negotiated anew at each connection, for the engine may have been replaced by another version.
-            self._client = docker.APIClient(base_url=url, version="auto", timeout=timeout_seconds)  # type: ignore[arg-type]  # it takes fractions
+        self._client = open_client(self._address, timeout_seconds)
 
     def list(self) -> list[dict[str, Any]]:
         """The containers that run or are paused, as the engine lists them."""
@@ -94,17 +92,8 @@ class Engine:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (
-            docker.errors.DockerException,
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise SourceError(
-                f"docker.url: no Docker engine answers at {self.url}: {_reason(error)}"
-                " (start it, or name its socket by --docker)"
-            ) from error
+        except FAILURES as error:
+            raise unreachable(self._address, error) from error
 
 
 class EventStream:
@@ -155,7 +144,7 @@ class EventStream:
                     self._wake()
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # The reader subscribes again, and then lists: nothing is lost.
-            log.debug("docker_events_ended", reason=_reason(error))
+            log.debug("docker_events_ended", reason=reason_of(error))
         finally:
             self._ended = True
             self._wake()
@@ -178,10 +167,3 @@ def _read_event(line: bytes) -> Event | None:
         signal=int(number) if number.isdigit() else None,
         at_us=int(message.get("timeNano", 0)) // 1000,
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The last word of an error that libraries have wrapped into one another."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error) or type(error).__name__

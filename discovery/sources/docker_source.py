@@ -19,6 +19,7 @@ from discovery.schema import printable
 from discovery.sources.container import Container, read_container
 from discovery.sources.docker import Outcome, Rules, register_all
 from discovery.sources.docker_engine import Engine, Event, EventStream
+from discovery.sources.engine_client import EngineAddress
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,7 @@ class DockerSource:
 
     def __init__(
         self,
-        url: str,
+        address: EngineAddress | str,
         rules: Rules,
         *,
         relist_seconds: float = 60.0,
@@ -54,7 +55,7 @@ class DockerSource:
     ) -> None:
         self.relist_seconds = relist_seconds
         self.problems: tuple[Problem, ...] = ()
-        self._url = url
+        self._address = address
         self._rules = rules
         self._timeout_seconds = timeout_seconds
         self._clock = clock
@@ -111,7 +112,7 @@ class DockerSource:
         if self._stream is not None and self._stream.ended:
             self._disconnect()
         if self._engine is None or self._stream is None:
-            engine = self._engine = Engine(self._url, self._timeout_seconds)
+            engine = self._engine = Engine(self._address, self._timeout_seconds)
             since = self._wall_clock() - REPLAY_SECONDS
             # A stream that is quiet for longer is made anew, for its connection may be dead.
             self._stream = engine.events(since, self.relist_seconds, self._wake)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +46,8 @@ class DockerEngine:
     ``bridge`` the bridge is made here, under a name of its own, and removed again, so that several
     engines may run; with it, that bridge must exist. ``iptables`` is off, so that engines in one network
     namespace leave each other's rules alone: published ports work all the same, through docker-proxy.
-    ``netns`` runs it inside a named network namespace. Directories stay the same over restarts.
+    ``netns`` runs it inside a named network namespace. ``extra`` are further flags. Directories stay the
+    same over restarts.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DockerEngine:
         iptables: bool = False,
         live_restore: bool = False,
         insecure_registry: str | None = None,
+        extra: Sequence[str] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
         self.url = f"unix://{self.directory}/run/docker.sock"
@@ -77,6 +79,7 @@ class DockerEngine:
             f"--ip-masq={str(iptables).lower()}",
             f"--live-restore={str(live_restore).lower()}",
         ]
+        self._flags += extra
         if insecure_registry:
             self._flags.append(f"--insecure-registry={insecure_registry}")
         self._process: subprocess.Popen[bytes] | None = None

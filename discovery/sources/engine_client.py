@@ -94,9 +94,7 @@ def open_client(address: EngineAddress, timeout_seconds: float) -> docker.APICli
 class _Client(docker.APIClient):
     """The library's client, whose authority is ours even where REQUESTS_CA_BUNDLE names others."""
 
-    def merge_environment_settings(
-        self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
-    ) -> Any:
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """See requests.Session, which lets that variable win over the session's own authority."""
         ours = self.verify if verify is None else verify
         return super().merge_environment_settings(url, proxies, stream, ours, cert)
@@ -127,6 +125,12 @@ def _diagnosis(address: EngineAddress, error: BaseException) -> tuple[str, str, 
     if "HTTP request to an HTTPS server" in str(error):
         mend = "give the authority of its certificate by docker.ca_file, or set DOCKER_TLS_VERIFY"
         return "docker.url", f"the engine at {url} wants TLS", mend
+    for each in chain:
+        response = getattr(each, "response", None)
+        if isinstance(response, requests.Response) and response.status_code == requests.codes.forbidden:
+            asked = response.request.path_url.partition("?")[0]
+            mend = "a socket proxy must allow GET of /events, /containers, /networks and /version"
+            return "docker.url", f"the engine at {url}, or a proxy before it, forbids GET {asked}", mend
     mend = "start it, or name its socket by --docker"
     return "docker.url", f"no Docker engine answers at {url}: {reason_of(error)}", mend
 

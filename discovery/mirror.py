@@ -8,7 +8,7 @@ import structlog
 
 from discovery.errors import StoreError
 from discovery.listwatch import Listing, list_and_watch
-from discovery.schema import SERVICES, split_key
+from discovery.schema import SERVICES, is_instance, split_key
 from discovery.stores.base import Changes, Entry, Store
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class Mirror:
         return not self.interest.isdisjoint(touched)
 
     def _is_kept(self, service: str, rest: str) -> bool:
-        return rest.startswith("hosts/") or "/" not in rest or service in self.interest
+        return is_instance(rest) or "/" not in rest or service in self.interest
 
 
 def _value(entry: Entry) -> str:

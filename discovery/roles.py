@@ -68,6 +68,12 @@ def _reserved_ports(settings: Settings) -> dict[int, str]:
     return reserved
 
 
+def docker_rules(settings: Settings, node: Node) -> Rules:
+    """How this node's containers are registered."""
+    docker = settings.docker
+    return Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
+
+
 def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     """The registrator of this node's containers. Raises SourceError when there is no engine.
 
@@ -77,9 +83,9 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     engine = docker_address(settings)
     if not _has_socket(engine.url):
         ping(engine)
-    docker = settings.docker
-    rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
-    source = DockerSource(engine, rules, relist_seconds=settings.registrator.relist_seconds)
+    source = DockerSource(
+        engine, docker_rules(settings, node), relist_seconds=settings.registrator.relist_seconds
+    )
     return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
 
 

@@ -71,6 +71,12 @@ class Engine:
                 return None
             return document
 
+    def networks(self) -> list[dict[str, Any]]:
+        """The engine's networks, as it lists them."""
+        with self._translated():
+            found: list[dict[str, Any]] = self._client.networks()
+            return found
+
     def events(self, since: float, quiet_seconds: float, wake: Callable[[], None]) -> "EventStream":
         """Subscribe; returns once the engine has accepted. ``since`` is in seconds since 1970."""
         with self._translated():

@@ -56,6 +56,12 @@ class Engine:
         self._timeout_seconds = timeout_seconds
         self._client = open_client(self._address, timeout_seconds)
 
+    def networks(self) -> list[dict[str, Any]]:
+        """The engine's networks, as it lists them."""
+        with self._translated():
+            found: list[dict[str, Any]] = self._client.networks()
+            return found
+
     def list(self) -> list[dict[str, Any]]:
         """The containers that run or are paused, as the engine lists them."""
         with self._translated():
@@ -70,12 +76,6 @@ class Engine:
             except docker.errors.NotFound:
                 return None
             return document
-
-    def networks(self) -> list[dict[str, Any]]:
-        """The engine's networks, as it lists them."""
-        with self._translated():
-            found: list[dict[str, Any]] = self._client.networks()
-            return found
 
     def events(self, since: float, quiet_seconds: float, wake: Callable[[], None]) -> "EventStream":
         """Subscribe; returns once the engine has accepted. ``since`` is in seconds since 1970."""

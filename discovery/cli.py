@@ -15,6 +15,7 @@ from discovery import __version__, logs, views
 from discovery.catalog import Catalog
 from discovery.config import SETTINGS, Configuration, Setting, load
 from discovery.errors import ConfigError, DiscoveryError, SchemaError, UsageError
+from discovery.gliderlabs import store_url, translate
 from discovery.stores import StoreOptions, open_store
 from discovery.stores.base import Store
 
@@ -49,8 +50,8 @@ def _with_settings(*prefixes: str) -> Callable[[F], F]:
 def _option(setting: Setting) -> Callable[[F], F]:
     text = f"{setting.field.description} [{setting.key}]"
     if setting.is_switch:
-        return click.option(setting.flag, _parameter(setting), is_flag=True, default=None, help=text)
-    return click.option(setting.flag, _parameter(setting), metavar="VALUE", help=text)
+        return click.option(*setting.flags, _parameter(setting), is_flag=True, default=None, help=text)
+    return click.option(*setting.flags, _parameter(setting), metavar="VALUE", help=text)
 
 
 def _parameter(setting: Setting) -> str:
@@ -130,11 +131,25 @@ def agent(context: click.Context, /, **_flags: object) -> None:
     _run_role(context, None)
 
 
-@cli.command()
+class _LikeGliderlabs(click.Command):
+    """Understands the arguments of gliderlabs' registrator as well."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, translate(args))
+
+
+@cli.command(cls=_LikeGliderlabs)
+@click.argument("registry", required=False)
 @_with_settings(*_COMMON, "docker.", "registrator.", "status.")
 @click.pass_context
-def registrator(context: click.Context, /, **_flags: object) -> None:
-    """Run the registrator alone: keep this engine's containers registered."""
+def registrator(context: click.Context, /, registry: str | None, **_flags: object) -> None:
+    """Run the registrator alone: keep this engine's containers registered.
+
+    The arguments of gliderlabs' registrator are understood: its flags, and a REGISTRY such as
+    etcd://HOST:2379 in place of --store.
+    """
+    if registry is not None:
+        context.params["store__url"] = store_url(registry, context.params.get("store__url"))
     _run_role(context, "registrator")
 
 

@@ -81,7 +81,8 @@ class _Held:
 class Registrator:
     """One thread calls ``run``, once; ``status`` and ``stuck`` are for any thread.
 
-    ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` is for how long the source may fail
+    ``ttl_seconds`` is the life of a key without us, renewed every
+    ``refresh_seconds``, default a third of that. ``grace_seconds`` is for how long the source may fail
     after it should have been asked again; until then its last word counts. ``journal`` knows what a former
     life wrote; without one, what a crashed registrator left is taken for another's, until it expires.
     """
@@ -92,6 +93,7 @@ class Registrator:
         source: Source,
         *,
         ttl_seconds: float = 30.0,
+        refresh_seconds: float | None = None,
         grace_seconds: float = 60.0,
         journal: Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -99,6 +101,7 @@ class Registrator:
         self._store = store
         self._source = source
         self._ttl_seconds = ttl_seconds
+        self._refresh_seconds = refresh_seconds or ttl_seconds / 3
         self._believe_seconds = source.relist_seconds + grace_seconds
         self._clock = clock
         self._woken = threading.Event()
@@ -240,7 +243,7 @@ class Registrator:
         held = self._held
         if held is not None:
             held.session.keepalive()
-            held.keepalive_due = self._clock() + self._ttl_seconds / 3
+            held.keepalive_due = self._clock() + self._refresh_seconds
             self._journal.keep()
 
     def _reconcile(self, look: _Look) -> None:
@@ -276,7 +279,7 @@ class Registrator:
             return None
         if self._held is None:
             session = self._store.session(self._ttl_seconds)
-            self._held = _Held(session, self._clock() + self._ttl_seconds / 3)
+            self._held = _Held(session, self._clock() + self._refresh_seconds)
         held = self._held
         before = held.values
         held.values = {**before, **puts}

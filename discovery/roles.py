@@ -71,7 +71,16 @@ def _reserved_ports(settings: Settings) -> dict[int, str]:
 def docker_rules(settings: Settings, node: Node) -> Rules:
     """How this node's containers are registered."""
     docker = settings.docker
-    return Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
+    return Rules(
+        node.name,
+        node.address,
+        internal=docker.internal,
+        explicit=docker.explicit,
+        network=docker.network,
+        conventions=frozenset(docker.conventions),
+        tags=docker.tags,
+        check_commands=docker.check_commands,
+    )
 
 
 def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
@@ -83,10 +92,12 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     engine = docker_address(settings)
     if not _has_socket(engine.url):
         ping(engine)
-    source = DockerSource(
-        engine, docker_rules(settings, node), relist_seconds=settings.registrator.relist_seconds
-    )
-    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    times = settings.registrator
+    if times.refresh_seconds is not None and times.refresh_seconds >= times.ttl_seconds:
+        reason = f"keys that live for {times.ttl_seconds:g} s are renewed too late"
+        raise ConfigError("registrator.refresh_seconds", reason, "less than --ttl; a third of it is good")
+    source = DockerSource(engine, docker_rules(settings, node), relist_seconds=times.relist_seconds)
+    return Registrator(store, source, ttl_seconds=times.ttl_seconds, refresh_seconds=times.refresh_seconds)
 
 
 def _has_socket(url: str) -> bool:

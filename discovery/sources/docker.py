@@ -21,7 +21,7 @@ Where the rules say so, the words of nginx-proxy (virtual_host.py) and of compos
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from discovery.catalog import Attributes, Consequence, Instance, Problem, Registration
@@ -29,10 +29,11 @@ from discovery.errors import SchemaError
 from discovery.schema import parse_id, parse_scheme, printable, to_name
 from discovery.sources.checks import Check, read_check
 from discovery.sources.container import Container, Port
-from discovery.sources.options import read_host_port, read_options, read_weight, split_tags, word_of
+from discovery.sources.options import read_host_port, read_options, read_weight, word_of
 from discovery.sources.reach import Reach, Reached, reach
 from discovery.sources.rules import Rules as Rules  # where others look for it
 from discovery.sources.virtual_host import virtual_options, virtual_port
+from discovery.tags import split_tags
 
 NAME_CHARACTERS = 63
 
@@ -62,16 +63,23 @@ class Outcome:
     decisions: tuple[Decision, ...] = ()
 
 
-def register_all(containers: Iterable[Container], running: Mapping[str, Container], rules: Rules) -> Outcome:
+def register_all(
+    containers: Iterable[Container],
+    running: Mapping[str, Container],
+    rules: Rules,
+    register_one: Callable[[Container, Mapping[str, Container], Rules], Outcome] | None = None,
+) -> Outcome:
     """What these containers register, oldest first. ``running`` are all there are, by id.
 
-    Where two claim one service and id, the older has it.
+    Where two claim one service and id, the older has it. ``register_one`` is ``register``, or knows what that
+    said before.
     """
+    register_one = register_one or register
     registrations: dict[tuple[str, str], Registration] = {}
     problems: list[Problem] = []
     decisions: list[Decision] = []
     for container in sorted(containers, key=lambda each: (each.created_us, each.id)):
-        outcome = register(container, running, rules)
+        outcome = register_one(container, running, rules)
         problems += outcome.problems
         for decision in outcome.decisions:
             registration = decision.registration
@@ -198,7 +206,7 @@ class _Registering:
             node=rules.node,
             container=container.name,
             image=container.image,
-            tags=tuple(dict.fromkeys((*split_tags(words.get("tags", "")), *rules.tags, *udp_tag))),
+            tags=tuple(dict.fromkeys((*_tags(words), *rules.tags, *udp_tag))),
             options=said.options,
             extra=said.extra,
         )
@@ -250,6 +258,13 @@ class _Registering:
 def image_name(image: str) -> str:
     """``registry:5000/team/web:1.2@sha256:…`` → ``web``."""
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+
+
+def _tags(words: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        return split_tags(words.get("tags", ""))
+    except SchemaError as error:
+        raise SchemaError(f"SERVICE_TAGS: {error}") from None
 
 
 def _by_compose(rules: Rules) -> bool:

@@ -1,7 +1,7 @@
 """What a port's words say beyond name and address: weight, tags, options for the edges, the rest. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -10,7 +10,6 @@ from discovery.options import OPTIONS, Option
 from discovery.schema import parse_port, printable
 from discovery.sources import checks
 
-TAGS_CHARACTERS = 4096
 MOST_EXTRA = 50
 EXTRA_CHARACTERS = 1024
 
@@ -92,21 +91,3 @@ def read_host_port(words: Mapping[str, str]) -> int | None:
         return parse_port(words["host_port"])
     except SchemaError as error:
         raise SchemaError(f"SERVICE_HOST_PORT: {error}") from None
-
-
-def split_tags(text: str) -> tuple[str, ...]:
-    """``a,b\\,c`` → ``a`` and ``b,c``; empty ones are dropped."""
-    if len(text) > TAGS_CHARACTERS:
-        raise SchemaError(f"SERVICE_TAGS: is longer than {TAGS_CHARACTERS} characters")
-    return tuple(filter(None, _split_unescaped(text)))
-
-
-def _split_unescaped(text: str) -> Iterator[str]:
-    tag = ""
-    for part in text.split(","):
-        if part.endswith("\\"):
-            tag += part[:-1] + ","
-            continue
-        yield tag + part
-        tag = ""
-    yield tag

@@ -330,6 +330,31 @@ def unset(
 
 
 @cli.command()
+@click.argument("subject", metavar="CONTAINER|NAME|URL")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@_with_settings(*_COMMON, *_PROXY, "docker.", "registrator.")
+@click.pass_context
+def explain(context: click.Context, /, subject: str, as_json: bool, **_flags: object) -> None:
+    """Say why a container, a service or a URL is, or is not, registered, routed, answered.
+
+    Run it on the node of the container, with the settings of its registrator.
+    """
+    from discovery.inquiry import inquire
+
+    configuration = _configuration(context)
+    answer = inquire(subject, configuration.settings, lambda: _store(configuration))
+    if as_json:
+        click.echo(json.dumps(answer.document()))
+    else:
+        for line in answer.lines():
+            click.echo(line)
+    if not answer.explanations:
+        if answer.unknown:
+            sys.exit(FAILED)
+        raise UsageError(f"there is no container and no service {subject!r}")
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @_with_settings(*_ALL)
 @click.pass_context

@@ -1,6 +1,6 @@
 """Asks engine and store what `discovery explain` needs; either may be out of reach, and that is said."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from discovery.explain import (
     explain_request,
     explain_service,
     explanation_document,
+    explanation_lines,
     is_known,
 )
 from discovery.haproxy.settings import split_address
@@ -33,6 +34,12 @@ class Answer:
 
     explanations: tuple[Explanation, ...]
     unknown: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """The answer for people."""
+        yield from self.unknown
+        for explanation in self.explanations:
+            yield from explanation_lines(explanation)
 
     def document(self) -> dict[str, object]:
         """The answer for machines."""

@@ -1,4 +1,6 @@
-"""The Docker engine's API, as much of it as is needed: list, inspect, follow events. Only ever GET.
+"""The Docker engine's API, as much of it as is needed: list, inspect, follow events.
+
+Only ever GET, but for checks by command and `discovery stop`, which somebody has to ask for.
 
 Here the docker library's errors become SourceError.
 """
@@ -76,6 +78,24 @@ class Engine:
             except docker.errors.NotFound:
                 return None
             return document
+
+    def start_command(self, container_id: str, command: tuple[str, ...]) -> str:
+        """See ``checker.Commands``."""
+        with self._translated():
+            made = self._client.exec_create(container_id, [*command], stdout=False, stderr=False)
+            self._client.exec_start(made["Id"], detach=True)
+            return str(made["Id"])
+
+    def exit_status(self, command_id: str) -> int | None:
+        """See ``checker.Commands``."""
+        with self._translated():
+            found = self._client.exec_inspect(command_id)
+            return None if found["Running"] else int(found["ExitCode"] or 0)
+
+    def stop(self, container_id: str, stop_seconds: float) -> None:
+        """Stop a container, which has so long from its stop signal until it is killed."""
+        with self._translated():
+            self._client.stop(container_id, timeout=int(stop_seconds))
 
     def events(self, since: float, quiet_seconds: float, wake: Callable[[], None]) -> "EventStream":
         """Subscribe; returns once the engine has accepted. ``since`` is in seconds since 1970."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 from discovery.catalog import Attributes, Consequence, Instance, Problem, Registration
 from discovery.errors import SchemaError
-from discovery.schema import parse_id, parse_scheme, printable, to_name
+from discovery.schema import VALUE_BYTES, encode_attributes, parse_id, parse_scheme, printable, to_name
 from discovery.sources.checks import Check, read_check
 from discovery.sources.container import Container, Port
 from discovery.sources.options import read_host_port, read_options, read_weight, word_of
@@ -210,6 +210,7 @@ class _Registering:
             options=said.options,
             extra=said.extra,
         )
+        _check_size(attributes)
         default_id = f"{rules.node}:{container.name}:{port.number}" + (":udp" if udp else "")
         id_ = parse_id(words.get("id") or default_id)
         host = str(ipaddress.ip_address(reached.host))
@@ -265,6 +266,19 @@ def _tags(words: Mapping[str, str]) -> tuple[str, ...]:
         return split_tags(words.get("tags", ""))
     except SchemaError as error:
         raise SchemaError(f"SERVICE_TAGS: {error}") from None
+
+
+def _check_size(attributes: Attributes) -> None:
+    """SchemaError for more than readers take. Written out only where it could be: no character takes more
+    than 12 bytes."""
+    parts = (
+        *attributes.tags,
+        *attributes.options.values(),
+        *attributes.extra.values(),
+        attributes.image or "",
+    )
+    if sum(map(len, parts)) * 12 > VALUE_BYTES // 2 and len(encode_attributes(attributes)) > VALUE_BYTES:
+        raise SchemaError(f"its words are more than the {VALUE_BYTES // 1024} KiB that a value may have")
 
 
 def _by_compose(rules: Rules) -> bool:

@@ -21,7 +21,7 @@ _EXTRA_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _SECRET = re.compile(
     r"passw|passphrase|secret|token|credential|private|(?:^|_)(?:key|pwd|auth)(?:_|$)|api_?key"
 )
-_NEAR = 0.85
+_NEAR = 0.75
 
 
 @dataclass(slots=True)

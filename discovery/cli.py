@@ -355,6 +355,35 @@ def explain(context: click.Context, /, subject: str, as_json: bool, **_flags: ob
 
 
 @cli.command()
+@click.argument("container")
+@click.option(
+    "--drain",
+    "drain_seconds",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="how long requests under way are given once every edge has confirmed",
+    metavar="SECONDS",
+)
+@_with_settings(*_COMMON, "docker.", "registrator.ttl_seconds")
+@click.pass_context
+def stop(context: click.Context, /, container: str, drain_seconds: float, **_flags: object) -> None:
+    """Take CONTAINER out of rotation on every edge, and stop it then.
+
+    Run it on the node of the container, with the settings of its agent.
+    """
+    from discovery.roles import stopper
+    from discovery.stop import Times
+
+    configuration = _configuration(context)
+    settings = configuration.settings
+    with _store(configuration) as store:
+        # An edge that is told of much tells of it three times in a TTL.
+        times = Times(settings.registrator.ttl_seconds / 3 + 5, drain_seconds)
+        stopper(settings, store, click.echo).run(container, times)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @_with_settings(*_ALL)
 @click.pass_context

@@ -34,6 +34,7 @@ def _split(value: object) -> object:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Seconds = Annotated[float, Field(gt=0)]
+NoSeconds = Annotated[float, Field(ge=0)]
 
 
 def _split_tags(value: object) -> object:
@@ -130,6 +131,16 @@ class RegistratorSettings(_Section):
         None, "how often a key is renewed, less than its life; default a third of that", "--ttl-refresh"
     )
     relist_seconds: Seconds = _setting(60.0, "at least this often everything is compared", "--resync")
+    grace_seconds: NoSeconds = _setting(
+        0.0,
+        "how long after its start a container is registered although its HEALTHCHECK has no verdict yet",
+        "--grace",
+    )
+    stop_seconds: NoSeconds = _setting(
+        0.0,
+        "how long after its stop signal a container is expected to end, where that is more than it asks for"
+        " itself; for `docker stop -t`",
+    )
 
 
 class ProxySettings(_Section):

@@ -1,6 +1,7 @@
 """From settings to the parts of each role: every default that depends on the machine is decided here."""
 
 import os
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,17 +9,21 @@ from discovery.announced import Announcement
 from discovery.config import Settings
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
+from discovery.drains import Drains
 from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, split_address
+from discovery.journal import Journal
 from discovery.node import Node, find_node, node_name
 from discovery.registrator import Registrator
 from discovery.schema import parse_port, parse_scheme
 from discovery.sources.announce import AnnounceSource
 from discovery.sources.bridge import bridge_addresses
 from discovery.sources.docker import Rules
-from discovery.sources.docker_engine import ping
+from discovery.sources.docker_engine import Engine, ping
 from discovery.sources.docker_source import DockerSource
 from discovery.sources.engine_client import EngineAddress, engine_address
+from discovery.sources.readiness import Readying
+from discovery.stop import Stop
 from discovery.stores.base import Store
 
 DNS_PORT = 53
@@ -96,8 +101,31 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     if times.refresh_seconds is not None and times.refresh_seconds >= times.ttl_seconds:
         reason = f"keys that live for {times.ttl_seconds:g} s are renewed too late"
         raise ConfigError("registrator.refresh_seconds", reason, "less than --ttl; a third of it is good")
-    source = DockerSource(engine, docker_rules(settings, node), relist_seconds=times.relist_seconds)
-    return Registrator(store, source, ttl_seconds=times.ttl_seconds, refresh_seconds=times.refresh_seconds)
+    source = DockerSource(
+        engine,
+        docker_rules(settings, node),
+        readying=Readying(times.grace_seconds, times.stop_seconds),
+        drains=drains(settings),
+        relist_seconds=times.relist_seconds,
+    )
+    return Registrator(
+        store,
+        source,
+        ttl_seconds=times.ttl_seconds,
+        refresh_seconds=times.refresh_seconds,
+        journal=Journal(settings.private_dir / "registrator.journal", store.url),
+    )
+
+
+def drains(settings: Settings) -> Drains:
+    """Where `discovery stop` asks the registrator of this node to drain a container."""
+    return Drains(settings.private_dir / "drains")
+
+
+def stopper(settings: Settings, store: Store, say: Callable[[str], None]) -> Stop:
+    """What stops containers of this node's engine. Raises SourceError when there is none."""
+    engine = Engine(docker_address(settings), settings.store.timeout_seconds)
+    return Stop(engine, store, drains(settings), node_name(settings.node.name), say)
 
 
 def _has_socket(url: str) -> bool:

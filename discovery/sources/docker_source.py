@@ -19,7 +19,7 @@ from discovery.sources.container import Container, read_container
 from discovery.sources.docker_engine import Engine, Event, EventStream
 from discovery.sources.engine_client import EngineAddress
 from discovery.sources.readiness import DrainRequests, NoDrains, Readiness, Readying
-from discovery.sources.rules import Rules, direct_networks
+from discovery.sources.rules import PREDEFINED_NETWORKS, Rules, direct_networks
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +76,12 @@ class DockerSource:
                 self._relist(engine)
                 self._relist_due = self._clock() + self.relist_seconds
             else:
-                for container_id in dict.fromkeys(map(self._changed_by, events)):
-                    if container_id is not None:
-                        self._inspect(engine, container_id)
+                changed = {it for it in map(self._changed_by, events) if it is not None}
+                for container_id in sorted(changed):
+                    self._inspect(engine, container_id)
+                if any(self._is_on_own_network(container_id) for container_id in changed):
+                    # It may have been made a moment ago.
+                    self._look_at_networks(engine)
         except SourceError:
             self._disconnect()
             raise
@@ -128,9 +131,7 @@ class DockerSource:
 
     def _relist(self, engine: Engine) -> None:
         """Compare with the engine's list, and inspect what is new or other than when it was last listed."""
-        direct = direct_networks(engine.networks())
-        if direct != self._rules.direct:
-            self._rules = replace(self._rules, direct=direct)
+        self._look_at_networks(engine)
         listed = {item["Id"]: _fingerprint(item) for item in engine.list()}
         for container_id in self._known() - listed.keys():
             self._forget(container_id)
@@ -138,6 +139,16 @@ class DockerSource:
             if self._listed_as.get(container_id) != fingerprint:
                 self._inspect(engine, container_id)
                 self._listed_as[container_id] = fingerprint
+
+    def _look_at_networks(self, engine: Engine) -> None:
+        direct = direct_networks(engine.networks())
+        if direct != self._rules.direct:
+            self._rules = replace(self._rules, direct=direct)
+
+    def _is_on_own_network(self, container_id: str) -> bool:
+        """Whether a container is on a network that somebody made, which may be one that leads out."""
+        container = self._containers.get(container_id)
+        return container is not None and bool(container.networks.keys() - PREDEFINED_NETWORKS)
 
     def _inspect(self, engine: Engine, container_id: str) -> None:
         document = engine.inspect(container_id)

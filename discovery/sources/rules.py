@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 Convention = Literal["registrator", "nginx-proxy", "compose", "compose-service"]
 
+PREDEFINED_NETWORKS = frozenset({"bridge", "host", "none"})
+"""Networks that every engine has, under these names, and that nobody can make."""
+
 _DIRECT_DRIVERS = frozenset({"macvlan", "ipvlan"})
 
 

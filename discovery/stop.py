@@ -5,11 +5,13 @@ would be lost. The registrator is asked to drain the container, the edges confir
 run what they were told, requests under way get some time, and then the engine is told to stop it.
 """
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from discovery.catalog import Attributes
 from discovery.drains import Drains
@@ -17,7 +19,7 @@ from discovery.errors import CommandError, SchemaError, UsageError
 from discovery.schema import EDGES, SERVICES, is_instance, parse_attributes, printable, split_key
 from discovery.sources.container import Container, read_container
 from discovery.sources.docker_engine import Engine
-from discovery.stores.base import Entry, Store
+from discovery.stores.base import Changes, Entry, Snapshot, Store
 
 ANSWER_SECONDS = 10.0
 """How long the registrator has to mark a container as draining."""
@@ -66,26 +68,39 @@ class Stop:
         container = read_container(document)
         if container.status not in ("running", "paused", "restarting"):
             raise UsageError(f"container {container.name} does not run: it is {container.status}")
-        registered = self._registered(container)
+        snapshot = self._store.snapshot(SERVICES)
+        registered = self._find(container, snapshot.entries)
         if not registered:
             self._say(f"{container.name} is not registered by node {self._node}; it is stopped")
             self._engine.stop(container.id, container.stop_seconds)
             return
         total = ANSWER_SECONDS + times.confirm_seconds + times.drain_seconds + container.stop_seconds
         with self._drains.requested(container.id, total + MARGIN_SECONDS):
-            revision = self._wait_draining(container)
+            revision = self._wait_draining(container, snapshot)
             self._say(f"{container.name} is draining: {', '.join(sorted(registered))}")
             self._wait_confirmed(revision, times.confirm_seconds)
             self._never.wait(times.drain_seconds)
             self._engine.stop(container.id, container.stop_seconds)
         self._say(f"{container.name} is stopped")
 
-    def _wait_draining(self, container: Container) -> int:
-        """The revision of the store in which all of its instances are draining."""
-        for _ in _until(ANSWER_SECONDS, self._never):
-            registered = self._registered(container)
-            if all(attributes.draining for _, attributes in registered.values()):
-                return max((entry.modified for entry, _ in registered.values()), default=0)
+    def _wait_draining(self, container: Container, snapshot: Snapshot) -> int:
+        """The revision of the store, after ``snapshot``, in which all of its instances are draining."""
+        entries = dict(snapshot.entries)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        # Watched, not read: what keeps a key of etcd v2 alive makes it look younger, which no edge hears of.
+        watch = cast("Generator[Changes]", self._store.watch(SERVICES, snapshot.revision))
+        with contextlib.closing(watch):
+            while True:
+                registered = self._find(container, entries)
+                if all(attributes.draining for _, attributes in registered.values()):
+                    return max((entry.modified for entry, _ in registered.values()), default=0)
+                if time.monotonic() > deadline:
+                    break
+                for change in next(watch).changes:
+                    if change.entry is None:
+                        entries.pop(change.key, None)
+                    else:
+                        entries[change.key] = change.entry
         raise CommandError(
             f"{container.name} runs on: no registrator of node {self._node} has drained it within"
             f" {ANSWER_SECONDS:g} s (is its agent up, with the same --state and --node?)"
@@ -101,10 +116,11 @@ class Stop:
                 return
         self._say(f"not confirmed within {seconds:g} s: {printable(', '.join(sorted(missing)))}")
 
-    def _registered(self, container: Container) -> dict[str, tuple[Entry, Attributes]]:
-        """The container's instances in the store, as `<service> <id>`, with what is said of each."""
-        entries = self._store.snapshot(SERVICES).entries
-        known = {split_instance for key in entries if (split_instance := _instance(key)) is not None}
+    def _find(
+        self, container: Container, entries: Mapping[str, Entry]
+    ) -> dict[str, tuple[Entry, Attributes]]:
+        """The container's instances among these, as `<service> <id>`, with what is said of each."""
+        known = {instance for key in entries if (instance := _instance(key)) is not None}
         found = {}
         for key, entry in entries.items():
             service, rest = split_key(key)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from discovery.catalog import Attributes, Instance, Problem, Registration, Scheme
-from discovery.errors import SourceError, StoreUnavailable
+from discovery.errors import SourceError
 from discovery.reconcile import Plan, plan
 from discovery.registrator import Registrator
-from discovery.stores.base import Changes, Session, Snapshot, Store
+from discovery.stores.base import Store
 from discovery.stores.memory import Memory, MemoryStore
+from tests.lab.cuttable import CuttableStore
 from tests.lab.thread import in_thread
 from tests.lab.wait import until
 
@@ -168,79 +169,6 @@ class Clock:
 
     def __call__(self) -> float:
         return time.monotonic() + self.ahead
-
-
-class CuttableStore:
-    """A store that a test can cut off, before or after its writes arrive."""
-
-    url = "cuttable:"
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.cut = False
-        self.blind = False
-        self.lose_answers = False
-        self.puts = 0
-        self.keepalives = 0
-
-    def reach(self) -> None:
-        if self.cut:
-            raise StoreUnavailable("cut")
-
-    def look(self) -> None:
-        self.reach()
-        if self.blind:
-            raise StoreUnavailable("blind")
-
-    def snapshot(self, prefix: str) -> Snapshot:
-        self.look()
-        return self._store.snapshot(prefix)
-
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
-        for changes in self._store.watch(prefix, revision):
-            self.look()
-            yield changes
-
-    def session(self, ttl_seconds: float) -> Session:
-        self.reach()
-        return CuttableSession(self, self._store.session(ttl_seconds))
-
-    def put(self, values: Mapping[str, str]) -> None:
-        self.reach()
-        self._store.put(values)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        self.reach()
-        self._store.delete(keys)
-
-    def close(self) -> None: ...
-
-
-class CuttableSession:
-    def __init__(self, store: CuttableStore, session: Session) -> None:
-        self._store = store
-        self._session = session
-        self.ttl_seconds = session.ttl_seconds
-
-    def put(self, values: Mapping[str, str]) -> None:
-        self._store.reach()
-        self._session.put(values)
-        self._store.puts += 1
-        if self._store.lose_answers:
-            raise StoreUnavailable("the answer was lost")
-
-    def delete(self, keys: Iterable[str]) -> None:
-        self._store.reach()
-        self._session.delete(keys)
-
-    def keepalive(self) -> None:
-        self._store.reach()
-        self._session.keepalive()
-        self._store.keepalives += 1
-
-    def close(self) -> None:
-        self._store.reach()
-        self._session.close()
 
 
 class Scene:

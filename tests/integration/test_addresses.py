@@ -23,6 +23,7 @@ from tests.lab.haproxy import free_port
 from tests.lab.need import need
 from tests.lab.wait import until
 
+SLEEP = ["sleep", "600"]
 ECHO = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
@@ -104,7 +105,7 @@ def test_each_of_bridges_host_and_shared_networks_is_reached_where_it_is_registe
     engine.run("default", ports={80: free_port()}, env={"SERVICE_NAME": "default"})
     engine.run("user", network="front", ports={80: free_port()}, env={"SERVICE_NAME": "user"})
     engine.run("bound", ports={80: (engine.gateway, free_port())}, env={"SERVICE_NAME": "bound"})
-    owner = engine.run("owner", ports={81: free_port()}, env={"SERVICE_IGNORE": "1"}, command=["sleep", "600"])
+    owner = engine.run("owner", ports={81: free_port()}, env={"SERVICE_IGNORE": "1"}, command=SLEEP)
     engine.run(
         "guest",
         network=f"container:{owner}",

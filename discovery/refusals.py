@@ -1,5 +1,6 @@
 """Services whose keys a store refuses, found and set aside: one must not hold up the others."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 
 import structlog
@@ -54,7 +55,8 @@ class Refusals:
         if not groups:
             return set()
         attempt = _Attempt(groups, write)
-        attempt.run(sorted(groups))
+        # Not always in one order, or a few bad ones at its beginning would use up every attempt.
+        attempt.run(random.sample(sorted(groups), len(groups)))
         before = set(self._refused)
         for service in attempt.written:
             self._refused.pop(service, None)

@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.2
 """How soon a stop is noticed."""
 
+PATIENCE = 1.5
+"""How many times the time between keepalives the store may be silent until it is asked whether it lives."""
+
 SETTLE_SECONDS = 1.0
 """How much later than our write the store must have been heard for its word to be newer than ours."""
 
@@ -105,7 +108,9 @@ class Registrator:
         self._believe_seconds = source.relist_seconds + grace_seconds
         self._clock = clock
         self._woken = threading.Event()
-        self._mirror = Mirror(store, self._woken.set, clock)
+        # Its keepalives tell that the store lives; the watch need not ask besides, at rest.
+        patience_seconds = PATIENCE * self._refresh_seconds
+        self._mirror = Mirror(store, self._woken.set, clock, patience_seconds=patience_seconds)
         self._workers = Workers(on_failure=self._woken.set)
         self._look: _Look | None = None
         self._held: _Held | None = None
@@ -321,6 +326,9 @@ class Registrator:
             self._deleted_at.update(dict.fromkeys(deletes, self._clock()))
         lost = {*difference.cedes, *(key for address in ceded for key in _instance_of(address))}
         self._journal.forget(lost)
+        if ceded:
+            # To ask for them.
+            self._woken.set()
         gone = {*deletes, *lost}
         for key in sorted(gone):
             held.put_at.pop(key, None)

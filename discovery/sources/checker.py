@@ -96,6 +96,7 @@ class Checker:
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="check-command")
         self._failure: BaseException | None = None
+        self._closed = False
         self._settled = threading.Event()
         self._settled.set()
         self._thread = threading.Thread(target=self._run, name="checks", daemon=True)
@@ -108,6 +109,8 @@ class Checker:
         """
         if self._failure is not None:
             raise self._failure
+        if self._closed:
+            return
         gone = [target for key, target in self._targets.items() if checks.get(key) != target.check]
         kept = {key: target for key, target in self._targets.items() if checks.get(key) == target.check}
         new = {key: _Target(check) for key, check in checks.items() if key not in kept}
@@ -116,7 +119,9 @@ class Checker:
         self._targets = {**kept, **new}
         if new:
             self._settled.clear()
-        self._loop.call_soon_threadsafe(self._adopt, gone, list(new.values()))
+        # A source may be closed under a look: then the loop has ended.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._adopt, gone, list(new.values()))
 
     def up(self, key: Hashable) -> bool:
         """Whether it serves, by its checks so far."""
@@ -134,6 +139,7 @@ class Checker:
 
     def close(self) -> None:
         """End all checks and the thread."""
+        self._closed = True
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._loop.stop)

@@ -97,6 +97,7 @@ class Readiness:
         self._checker: Checker | None = None
         self._checked = False
         self._looked = False
+        self._closed = False
         self._due: list[float] = []
 
     def note(self, events: Iterable[Event], containers: Mapping[str, Container]) -> None:
@@ -142,7 +143,8 @@ class Readiness:
         return self._due
 
     def close(self) -> None:
-        """End the checks."""
+        """End the checks; for any thread."""
+        self._closed = True
         if self._checker is not None:
             self._checker.close()
 
@@ -177,7 +179,7 @@ class Readiness:
 
     def _watch(self, checks: Mapping[Hashable, Check]) -> None:
         if self._checker is None:
-            if not checks:
+            if not checks or self._closed:
                 return
             self._checker = Checker(self._note_checked, self._commands)
         self._checker.watch(checks)

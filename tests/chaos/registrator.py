@@ -286,10 +286,13 @@ def wanted(engine: DockerEngine) -> dict[str, str]:
         name = document["Name"].removeprefix("/")
         said = dict(word.partition("=")[::2] for word in document["Config"]["Env"])
         bindings = document["NetworkSettings"]["Ports"].get("80/tcp") or []
-        port = next(each["HostPort"] for each in bindings if ":" not in each["HostIp"])
+        ports = [each["HostPort"] for each in bindings if ":" not in each["HostIp"]]
+        if not ports:
+            # One that an engine was killed under may run on without what it published.
+            continue
         service = f"/services/{said['SERVICE_NAME']}/"
         keys[f"{service}scheme"] = "http"
-        keys[f"{service}hosts/{NODE}:{name}:80"] = f"{ADDRESS}:{port}"
+        keys[f"{service}hosts/{NODE}:{name}:80"] = f"{ADDRESS}:{ports[0]}"
         keys[f"{service}attributes/{NODE}:{name}:80"] = ""
     return keys
 

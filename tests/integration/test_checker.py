@@ -217,3 +217,12 @@ def test_a_bug_is_not_taken_for_a_verdict() -> None:
         assert woken.wait(20)
         with pytest.raises(ZeroDivisionError):
             checker.watch({})
+
+
+def test_closed_under_a_look_it_checks_nothing_more() -> None:
+    checker = Checker(lambda: None)
+    checker.watch({"it": FAST})
+    checker.close()
+    checker.watch({"it": FAST, "other": replace(FAST, port=2)})
+    checker.close()
+    assert not [each for each in threading.enumerate() if each.name == "checks"]

@@ -42,8 +42,8 @@ class CuttableStore:
         self.look()
         return self._store.snapshot(prefix)
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
-        for changes in self._store.watch(prefix, revision):
+    def watch(self, prefix: str, revision: int, patience_seconds: float | None = None) -> Iterator[Changes]:
+        for changes in self._store.watch(prefix, revision, patience_seconds):
             self.look()
             yield changes
 

@@ -110,6 +110,12 @@ class FakeEngine:
                 if recent and all(event[key] in filters.get(name, [event[key]]) for name, key in _FILTERS):
                     yield event
 
+    def age(self) -> None:
+        """From now on what has happened so far is too long ago to be told."""
+        with self._changed:
+            for event in self._events:
+                event["timeNano"] = 0
+
     # -- what changes it
 
     def create(self, name: str, wish: Document) -> Document:

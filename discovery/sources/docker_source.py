@@ -6,7 +6,7 @@ What is known of each container is kept, and an event inspects anew only the con
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -171,11 +171,20 @@ class DockerSource:
     def _known(self) -> set[str]:
         return {*self._containers, *self._unreadable, *self._listed_as}
 
-    def _changed_by(self, event: Event) -> str | None:
-        """The container to inspect for an event; a signal alone changes nothing that is inspected."""
-        if event.action == "kill" and event.container_id in self._containers:
-            return None
-        return event.container_id
+    def _follow_up(self, engine: Engine, events: Iterable[Event]) -> None:
+        """Inspect what these events are about, each container once.
+
+        Not for a signal alone, which changes nothing that is inspected, nor one that is gone, as most are that
+        a replay tells of.
+        """
+        actions: dict[str, list[str]] = {}
+        for event in events:
+            actions.setdefault(event.container_id, []).append(event.action)
+        for container_id, done in actions.items():
+            if done[-1] == "destroy":
+                self._forget(container_id)
+            elif container_id not in self._containers or any(action != "kill" for action in done):
+                self._inspect(engine, container_id)
 
     # -- checks by command
 

@@ -76,8 +76,8 @@ class DockerSource:
                 self._relist(engine)
                 self._relist_due = self._clock() + self.relist_seconds
             else:
-                changed = {it for it in map(self._changed_by, events) if it is not None}
-                for container_id in sorted(changed):
+                changed = self._changed_by(events)
+                for container_id in changed:
                     self._inspect(engine, container_id)
                 if any(self._is_on_own_network(container_id) for container_id in changed):
                     # It may have been made a moment ago.
@@ -171,20 +171,22 @@ class DockerSource:
     def _known(self) -> set[str]:
         return {*self._containers, *self._unreadable, *self._listed_as}
 
-    def _follow_up(self, engine: Engine, events: Iterable[Event]) -> None:
-        """Inspect what these events are about, each container once.
+    def _changed_by(self, events: Iterable[Event]) -> list[str]:
+        """The containers to be inspected after these events, each once.
 
-        Not for a signal alone, which changes nothing that is inspected, nor one that is gone, as most are that
-        a replay tells of.
+        Not for a signal alone, which changes nothing that is inspected; nor those that are gone, as most are
+        that a replay tells of.
         """
         actions: dict[str, list[str]] = {}
         for event in events:
             actions.setdefault(event.container_id, []).append(event.action)
+        changed = []
         for container_id, done in actions.items():
             if done[-1] == "destroy":
                 self._forget(container_id)
             elif container_id not in self._containers or any(action != "kill" for action in done):
-                self._inspect(engine, container_id)
+                changed.append(container_id)
+        return changed
 
     # -- checks by command
 

@@ -36,6 +36,7 @@ from tests.lab.wait import until
 STORES = ("memory", "file", "etcd2", "etcd3")
 TTL_SECONDS = 4.0
 REST_SECONDS = 120.0
+ENGINE_SECONDS = 300.0
 NODE, ADDRESS = "n1", "192.0.2.7"
 
 # One dies at its stop signal, one ignores it: as process 1 it has no handler.
@@ -267,7 +268,8 @@ def _trouble(plan: Plan, chance: random.Random, engine: DockerEngine, victim: Vi
         until(lambda due=due: time.monotonic() - began >= due, "its time has come", plan.seconds + 60)  # type: ignore[misc]
         if is_engine:
             engine.kill()
-            engine.start()
+            # It cleans up after each container that it did not see die.
+            engine.start(ENGINE_SECONDS)
         else:
             victim.kill()
             kills += 1

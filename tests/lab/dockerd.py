@@ -106,8 +106,8 @@ class DockerEngine:
 
     # -- life
 
-    def start(self) -> Self:
-        """Start dockerd and wait until it answers; the image is there."""
+    def start(self, seconds: float = START_SECONDS) -> Self:
+        """Start dockerd and wait, for so long at most, until it answers; the image is there."""
         (self.directory / "run").mkdir(exist_ok=True)
         self._forget_dead()
         self._make_bridge()
@@ -116,7 +116,7 @@ class DockerEngine:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        until(self._answers, "dockerd answers", START_SECONDS, detail=self._log_tail)
+        until(self._answers, "dockerd answers", seconds, detail=self._log_tail)
         if not self.client.images(name=IMAGE):
             self._import_image()
         return self

@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
-from tests.lab.agent import Agent, discovery_command, free_port
+from tests.lab.agent import Agent, discovery_command, fetch, free_port
 from tests.lab.wait import until
 
 SERVER = """
 import http.server, sys, time
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        time.sleep(0.02)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.05)
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -35,7 +37,7 @@ def test_no_request_is_lost_when_one_of_two_is_stopped(tmp_path: Path) -> None:
         clients = [threading.Thread(target=ask, args=(agent, answers, stop)) for _ in range(4)]
         try:
             until(lambda: len(instances(agent)) == 2, "both are known", detail=agent.log.read_text)
-            until(lambda: agent.get("/", "web.x")[0] == 200, "served", detail=agent.log.read_text)
+            until(lambda: post(agent)[0] == 200, "served", detail=agent.log.read_text)
             for client in clients:
                 client.start()
             until(lambda: len(answers) > 50, "requests come")
@@ -68,5 +70,12 @@ def instances(agent: Agent) -> list[object]:
 
 
 def ask(agent: Agent, answers: list[tuple[int, str]], stop: threading.Event) -> None:
+    """POST, which HAProxy does not send to another server once it has been sent."""
     while not stop.is_set():
-        answers.append(agent.get("/", "web.x"))
+        answers.append(post(agent))
+
+
+def post(agent: Agent) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{agent.http_port}/", data=b"x")
+    request.add_header("Host", "web.x")
+    return fetch(request)

@@ -22,6 +22,7 @@ from discovery.registrator import Registrator
 from discovery.sources.announce import AnnounceSource
 from discovery.stores import open_store
 from tests.lab.agent import discovery_command
+from tests.lab.etcd import Etcd
 from tests.lab.need import need
 from tests.lab.wait import until
 
@@ -52,7 +53,8 @@ class Announced:
 
     def __init__(self, directory: Path, *options: str, command: list[str] | None = None) -> None:
         self.store, self.log = directory / "store", directory / "log"
-        command = command or [sys.executable, "-c", COMMAND, str(self.store), str(self.log)]
+        if command is None:
+            command = [sys.executable, "-c", COMMAND, str(self.store), str(self.log)]
         self.arguments = [
             *discovery_command(),
             "announce",
@@ -161,6 +163,42 @@ def test_a_command_that_ends_while_it_drains(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         assert sidekick.wait(30) == 128 + 9
     assert not announced.announced
+
+
+def test_a_store_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", COMMAND, str(tmp_path / "store"), str(log)]
+    with Etcd(tmp_path / "etcd", enable_v2=False) as etcd:
+        arguments = [*discovery_command(), "announce", f"--store={etcd.url(3)}", "--drain=0.2"]
+        arguments += ["web", "127.0.0.1:8000", "--", *command]
+        with subprocess.Popen(arguments, start_new_session=True) as sidekick:
+            try:
+                until(
+                    lambda: log.exists() and "127.0.0.1:8000" in etcd.ctl(3, "get", "--prefix", "/"), "there"
+                )
+                etcd.freeze()
+                sidekick.terminate()
+                until(lambda: "SIGTERM" in log.read_text(), "the command hears of it", 15)
+                assert sidekick.wait(30) == 3
+            finally:
+                if sidekick.poll() is None:
+                    os.killpg(sidekick.pid, signal.SIGKILL)
+
+
+def test_without_a_command_it_drains_as_well(tmp_path: Path) -> None:
+    announced = Announced(tmp_path, "--drain=3600", command=[])
+    with subprocess.Popen(announced.arguments[:-1], start_new_session=True) as sidekick:
+        try:
+            until(lambda: announced.announced, "announced")
+            sidekick.terminate()
+            until(lambda: announced.draining, "draining")
+            assert announced.announced
+            sidekick.send_signal(signal.SIGINT)
+            assert sidekick.wait(30) == 0
+            assert not announced.announced
+        finally:
+            if sidekick.poll() is None:
+                os.killpg(sidekick.pid, signal.SIGKILL)
 
 
 def test_killed_it_takes_the_command_along(tmp_path: Path) -> None:

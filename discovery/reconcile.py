@@ -66,6 +66,23 @@ def address_key(service: str, instance: Instance) -> str:
     return next(key for key in instance_keys(service, instance) if is_instance(split_key(key)[1]))
 
 
+def hosts_last(keys: Iterable[str]) -> list[list[str]]:
+    """The keys in two parts, without empty ones: an address comes after, and goes before, what is said of it.
+
+    A store without transactions would else show a new tcp service as http for an instant.
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    for key in keys:
+        parts[is_instance(split_key(key)[1])].append(key)
+    return [part for part in parts if part]
+
+
+def instance_at(key: str) -> tuple[str, str]:
+    """The keys of the instance whose address is at ``key``."""
+    service, rest = split_key(key)
+    return key, f"{service_prefix(service)}{_ATTRIBUTES}{rest.partition('/')[2]}"
+
+
 def plan(
     registrations: Iterable[Registration],
     held: Mapping[str, str],

@@ -22,10 +22,10 @@ from discovery.contests import Contests
 from discovery.errors import SessionLost, SourceError, StoreError, StoreRefused
 from discovery.journal import Journal
 from discovery.mirror import Mirror
-from discovery.reconcile import Plan, plan
+from discovery.reconcile import Plan, hosts_last, instance_at, plan
 from discovery.refusals import Refusals
 from discovery.retry import Backoff
-from discovery.schema import is_instance, service_prefix, split_key
+from discovery.schema import is_instance, split_key
 from discovery.sources.base import Source
 from discovery.stores.base import HEARTBEAT_SECONDS, Session, Store
 from discovery.workers import Workers
@@ -292,7 +292,7 @@ class Registrator:
         self._journal.note(puts)
 
         def write(keys: list[str]) -> None:
-            for part in _hosts_last(keys):
+            for part in hosts_last(keys):
                 held.session.put({key: puts[key] for key in part})
 
         try:
@@ -321,10 +321,11 @@ class Registrator:
             return
         deletes = [key for key in difference.deletes if not self._refusals.is_set_aside(key)]
         if deletes:
-            self._refusals.write(deletes, lambda keys: _delete(held.session, keys))
+            for part in reversed(hosts_last(deletes)):
+                self._refusals.write(part, held.session.delete)
             deletes = [key for key in deletes if not self._refusals.is_set_aside(key)]
             self._deleted_at.update(dict.fromkeys(deletes, self._clock()))
-        lost = {*difference.cedes, *(key for address in ceded for key in _instance_of(address))}
+        lost = {*difference.cedes, *(key for address in ceded for key in instance_at(address))}
         self._journal.forget(lost)
         if ceded:
             # To ask for them.
@@ -386,25 +387,3 @@ class Registrator:
                 self._journal.forget(held.values)
                 log.info("withdrawn", keys=len(held.values))
                 return
-
-
-def _hosts_last(keys: Iterable[str]) -> list[list[str]]:
-    """The keys in two parts, without empty ones: an address comes after, and goes before, what is said of it.
-
-    A store without transactions would else show a new tcp service as http for an instant.
-    """
-    keys = list(keys)
-    hosts = [key for key in keys if is_instance(split_key(key)[1])]
-    others = [key for key in keys if not is_instance(split_key(key)[1])]
-    return [part for part in (others, hosts) if part]
-
-
-def _delete(session: Session, keys: Iterable[str]) -> None:
-    for part in reversed(_hosts_last(keys)):
-        session.delete(part)
-
-
-def _instance_of(address_key: str) -> tuple[str, str]:
-    """The keys of the instance whose address is there."""
-    service, rest = split_key(address_key)
-    return address_key, f"{service_prefix(service)}attributes/{rest.partition('/')[2]}"

@@ -120,6 +120,23 @@ def test_others_delete_and_overwrite(etcd: Etcd, version: int, reader: Store) ->
             until_keys(reader, ALL)
 
 
+def test_two_nodes_of_one_name(etcd: Etcd, version: int, reader: Store) -> None:
+    theirs = StubSource(web())
+    with registering(etcd, version, theirs) as first:
+        until_keys(reader, ALL)
+        created = reader.snapshot("/services/").entries[f"{H}{ME}"].created
+        with registering(etcd, version, StubSource(web(port=8001))) as second:
+            until(lambda: bool(first.status.problems and second.status.problems), "both say so")
+            assert keys(reader)[f"{H}{ME}"] == "192.0.2.7:8000"
+        until_keys(reader, ALL)
+        assert reader.snapshot("/services/").entries[f"{H}{ME}"].created == created
+        with registering(etcd, version, StubSource(web(port=8001))) as third:
+            until(lambda: bool(third.status.problems), "it waits")
+            theirs.say()
+            until_keys(reader, {**ALL, f"{H}{ME}": "192.0.2.7:8001"})
+    assert keys(reader) == {}
+
+
 @pytest.mark.parametrize("version", [3], ids=["etcd3"])
 def test_a_lease_that_an_operator_revokes(etcd: Etcd, version: int, reader: Store) -> None:
     with registering(etcd, version, StubSource(web())):

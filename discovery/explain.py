@@ -128,7 +128,7 @@ def _wanted(
     why = (
         f"its check is not good, as the log of the registrator says: {_checked(decision.check)}"
         if decision.check
-        else "no registrator of this node writes to this store at the moment, or it has yet to do so"
+        else "no registrator of this node writes to this store now, or it has yet to, or its log says why not"
     )
     return Finding(subject, "not registered, but to be", (decision.reason, why))
 

@@ -120,7 +120,7 @@ def test_an_id_that_an_older_one_has(engine: DockerEngine, explain: Explain) -> 
 
 def test_what_the_store_holds_otherwise(engine: DockerEngine, store: Store, explain: Explain) -> None:
     engine.run("web", ports={80: 8000})
-    assert "no registrator of this node writes to this store" in explain("web")
+    assert "no registrator of this node writes to this store now" in explain("web")
     attributes = json.dumps({"node": "n1", "container": "web"})
     store.put(
         {

@@ -119,3 +119,23 @@ def test_a_stop_that_cannot_be_drained_stops_nothing(
     unregistered = run(*stop_command(agent, engine, etcd, version, "--node=node2", "web1"))
     assert "is not registered by node node2" in unregistered.stdout
     assert containers.docker("inspect", "-f", "{{.State.Status}}", "web1") == "exited"
+
+
+def test_a_store_of_files_confirms_as_well(
+    tmp_path: Path, engine: DockerEngine, containers: Containers
+) -> None:
+    store = f"file://{tmp_path}/store"
+    with Agent(
+        tmp_path / "agent",
+        store,
+        f"--docker={engine.url}",
+        "--node=node1",
+        f"--address={engine.gateway}",
+        roles="registrator,proxy,status",
+    ) as agent:
+        start_two(agent, containers, HASTY)
+        common = [f"--store={store}", f"--state={agent.state_dir}", f"--docker={engine.url}", "--node=node1"]
+        done = run("stop", *common, "--drain=0", "web1")
+        assert done.returncode == 0, done.stderr
+        assert "every edge has confirmed" in done.stdout
+        agent.wait(lambda: "web1" not in agent.status("/services")[1], "it is withdrawn")

@@ -144,13 +144,14 @@ def test_one_of_two_that_overwrite_each_other_gives_way(clock: Clock) -> None:
     assert overwritten(Contests(clock), clock, THEIRS, MINE, OVERWRITES) == [H]
 
 
-def test_a_shared_key_is_never_given_up(clock: Clock) -> None:
+@pytest.mark.parametrize(("key", "mine", "theirs"), [(SCHEME, "tcp", "http"), (A, "{}", "a")])
+def test_only_an_id_is_given_up(clock: Clock, key: str, mine: str, theirs: str) -> None:
     contests = Contests(clock)
     for _ in range(2 * OVERWRITES):
-        _, ceded = contests.restore({SCHEME: "tcp"}, {SCHEME: "http"})
-        assert ceded == []
-        clock.now += 2
-        assert contests.restore({SCHEME: "tcp"}, {SCHEME: "http"})[0] == {SCHEME: "tcp"}
+        assert contests.restore({key: max(mine, theirs)}, {key: min(mine, theirs)})[1] == []
+        clock.now += 300
+        assert contests.restore({key: max(mine, theirs)}, {key: min(mine, theirs)})[1] == []
+        contests.restore({}, {})
 
 
 def test_contested_ids_are_reported_while_they_are(clock: Clock) -> None:

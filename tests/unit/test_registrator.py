@@ -436,6 +436,16 @@ def test_one_service_that_is_refused_holds_up_no_other_nor_what_is_withdrawn(sce
         until(lambda: not registrator.status.problems, "nothing to report")
 
 
+def test_a_round_whose_puts_are_all_refused_still_withdraws(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web())
+    with scene.running(source, store, LONG_SECONDS):
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        store.refused = frozenset({"bad"})
+        source.say(Registration("bad", web("n1:bad:80").instance))
+        scene.until_keys(lambda keys: not keys, "withdrawn")
+
+
 def test_a_store_that_refuses_all_is_tried_again_seldom(scene: Scene) -> None:
     store = CuttableStore(scene.store)
     source = StubSource(web())
@@ -464,6 +474,21 @@ def test_a_session_that_is_lost_while_its_keys_are_still_seen(scene: Scene) -> N
         store.session_lost = False
         scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "moved")
         scene.until_keys(lambda keys: f"{H}n1:web2:80" not in keys, "withdrawn")
+        assert registrator.status.problems == ()
+
+
+def test_what_was_deleted_but_is_still_seen_is_nobody_elses(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web(port=8000))
+    with scene.running(source, store, LONG_SECONDS) as registrator:
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 3, "it has verified what it wrote")
+        store.blind = True
+        source.say()
+        scene.until_keys(lambda keys: f"{H}{ME}" not in keys, "withdrawn, which it cannot see")
+        source.say(web(port=8001))
+        scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "registered again")
         assert registrator.status.problems == ()
 
 

@@ -1,9 +1,11 @@
 """Real stores in trouble: however it comes, the right keys are there in the end, without a restart."""
 
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,78 @@ def test_two_nodes_of_one_name(etcd: Etcd, version: int, reader: Store) -> None:
             theirs.say()
             until_keys(reader, {**ALL, f"{H}{ME}": "192.0.2.7:8001"})
     assert keys(reader) == {}
+
+
+class Relay:
+    """A relay before a server, which can be cut: connections end, and new ones are refused."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._connections: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._is_cut = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut = True
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._connections.clear()
+
+    def mend(self) -> None:
+        self._is_cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                with self._lock:
+                    if self._is_cut:
+                        client.close()
+                        continue
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                    self._connections += [client, server]
+                for here, there in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(here, there), daemon=True).start()
+
+    def _pass_on(self, here: socket.socket, there: socket.socket) -> None:
+        with suppress(OSError):
+            while data := here.recv(65536):
+                there.sendall(data)
+        for end in (here, there):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_history_that_is_compacted_while_it_is_cut_off(etcd: Etcd, version: int, reader: Store) -> None:
+    """More happens meanwhile than the store remembers, and to our own keys."""
+    source = StubSource(web(), OTHER)
+    with closing(Relay(etcd.port)) as relay:
+        store = open_store(f"etcd{version}://127.0.0.1:{relay.port}", StoreOptions(timeout_seconds=1))
+        with closing(store), in_thread(Registrator(store, source, ttl_seconds=TTL_SECONDS).run):
+            until(lambda: len(keys(reader)) == 6, "registered")
+            expected = keys(reader)
+            relay.cut()
+            reader.delete([f"{H}{ME}"])
+            for number in range(1100 if version == 2 else 10):
+                reader.put({"/services/noise/hosts/0": f"10.0.0.1:{number + 1}"})
+            reader.delete(["/services/noise/hosts/0"])
+            if version == 3:
+                etcd.ctl(3, "compaction", str(reader.snapshot("/services/").revision))
+            relay.mend()
+            until_keys(reader, expected)
+            stays_so(reader, expected)
+            source.say(web())
+            until_keys(reader, ALL)
 
 
 @pytest.mark.parametrize("version", [3], ids=["etcd3"])

@@ -39,6 +39,7 @@ def _service(service: Service) -> dict[str, object]:
         "host_port": service.host_port,
         "options": {name: shown_option(name, text) for name, text in service.options.items()},
         "instances": [_instance(instance) for instance in service.instances],
+        "udp": [_instance(instance) for instance in service.udp],
     }
 
 
@@ -67,8 +68,9 @@ def services_tables(catalog: Catalog) -> Iterator[Table]:
     rows = []
     for name in sorted(catalog.services):
         service = catalog.services[name]
-        addresses = "\n".join(_address(instance) for instance in service.instances) or "none"
-        rows.append((name, service.scheme, str(service.host_port or ""), addresses))
+        addresses = "\n".join(map(_address, (*service.instances, *service.udp))) or "none"
+        scheme = service.scheme if service.routed else "udp"
+        rows.append((name, scheme, str(service.host_port or ""), addresses))
     yield _table(("service", "scheme", "host port", "instances"), rows)
     if catalog.problems:
         problems = ((each.subject, each.reason, each.consequence) for each in catalog.problems)
@@ -99,6 +101,7 @@ def _address(instance: Instance) -> str:
     return (
         instance.address
         + (f"  on {where}" if where else "")
+        + (" (udp)" if instance.protocol == "udp" else "")
         + (" (draining)" if instance.attributes.draining else "")
     )
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +46,8 @@ class DockerEngine:
     ``bridge`` the bridge is made here, under a name of its own, and removed again, so that several
     engines may run; with it, that bridge must exist. ``iptables`` is off, so that engines in one network
     namespace leave each other's rules alone: published ports work all the same, through docker-proxy.
-    ``netns`` runs it inside a named network namespace. Directories stay the same over restarts.
+    ``netns`` runs it inside a named network namespace. ``extra`` are further flags. Directories stay the
+    same over restarts.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DockerEngine:
         iptables: bool = False,
         live_restore: bool = False,
         insecure_registry: str | None = None,
+        extra: Sequence[str] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
         self.url = f"unix://{self.directory}/run/docker.sock"
@@ -77,6 +79,7 @@ class DockerEngine:
             f"--ip-masq={str(iptables).lower()}",
             f"--live-restore={str(live_restore).lower()}",
         ]
+        self._flags += extra
         if insecure_registry:
             self._flags.append(f"--insecure-registry={insecure_registry}")
         self._process: subprocess.Popen[bytes] | None = None
@@ -103,8 +106,8 @@ class DockerEngine:
 
     # -- life
 
-    def start(self) -> Self:
-        """Start dockerd and wait until it answers; the image is there."""
+    def start(self, seconds: float = START_SECONDS) -> Self:
+        """Start dockerd and wait, for so long at most, until it answers; the image is there."""
         (self.directory / "run").mkdir(exist_ok=True)
         self._forget_dead()
         self._make_bridge()
@@ -113,7 +116,7 @@ class DockerEngine:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        until(self._answers, "dockerd answers", START_SECONDS, detail=self._log_tail)
+        until(self._answers, "dockerd answers", seconds, detail=self._log_tail)
         if not self.client.images(name=IMAGE):
             self._import_image()
         return self

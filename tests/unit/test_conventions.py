@@ -7,7 +7,7 @@ import pytest
 from discovery.catalog import Attributes
 from discovery.options import Option, one_of
 from discovery.schema import parse_name
-from discovery.sources.container import read_container
+from discovery.sources.container import Binding, Port, read_container
 from discovery.sources.docker import image_name, register, register_all
 from discovery.sources.options import EXTRA_CHARACTERS, MOST_EXTRA, read_options
 from discovery.sources.words import read_words
@@ -114,6 +114,13 @@ def test_a_number_is_appended_when_several_ports_are_published(
 ) -> None:
     outcome = register(container(name, *words), ALL, NODE)
     assert sorted(each.service for each in outcome.registrations) == services
+
+
+def test_a_published_port_that_nobody_reaches_is_one_of_several_all_the_same() -> None:
+    found = container("two_ports")
+    published = {**found.published, Port(443, "tcp"): (Binding("127.0.0.1", 8443),)}
+    outcome = register(replace(found, published=published), ALL, NODE)
+    assert registered(outcome) == {"busybox-80": "192.0.2.7:8010"}
 
 
 def test_an_image_without_a_name_needs_one() -> None:

@@ -13,6 +13,9 @@ from discovery.sources import checks
 MOST_EXTRA = 50
 EXTRA_CHARACTERS = 1024
 
+GUARDS = ("allow", "auth")
+"""Options that say who is let in: with a bad one a port is not registered, rather than open to everybody."""
+
 OWN_WORDS = ("name", "id", "tags", "ignore", "scheme", "host_port", "network", "weight")
 """Words with a meaning of their own; all others are options or extra."""
 
@@ -39,7 +42,7 @@ def read_options(
     """What the words of a port say to the edges, over the options ``derived`` from other words.
 
     A word that is no option is extra: kept for templates, and for nobody else. One that says by its name
-    that it is a secret is not kept at all.
+    that it is a secret is not kept at all. SchemaError for a bad value of an option that guards the service.
     """
     said = Said()
     texts = {name: text for name, text in words.items() if name in known and name not in _NEVER and text}
@@ -50,6 +53,8 @@ def read_options(
         try:
             said.options[name] = option.parse(text.strip())
         except SchemaError as error:
+            if name in GUARDS:
+                raise SchemaError(f"{word_of(name)}: {error}; without it everybody were let in") from None
             said.problems.append((word_of(name), str(error)))
     for name in sorted(words.keys() - known.keys() - _NEVER):
         _keep_extra(name, words[name], said)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from discovery.catalog import Attributes
+from discovery.errors import SchemaError
 from discovery.options import Option, one_of
 from discovery.schema import parse_name
 from discovery.sources.container import Binding, Port, read_container
@@ -305,7 +306,13 @@ def test_what_the_port_can_do_without_costs_only_itself(word: str) -> None:
 
 KNOWN = {
     name: Option(name, one_of(*values), "")
-    for name, values in {"path": ["keep"], "balance": ["first"], "check": ["tcp"], "weight": ["9"]}.items()
+    for name, values in {
+        "path": ["keep"],
+        "allow": ["10.0.0.0/8"],
+        "balance": ["first"],
+        "check": ["tcp"],
+        "weight": ["9"],
+    }.items()
 }
 
 
@@ -369,6 +376,12 @@ def test_a_secret_by_name_is_never_extra(name: str) -> None:
     said = read_options({name.lower(): "hunter2"}, {}, KNOWN)
     assert not said.extra
     assert "hunter2" not in repr(said)
+
+
+def test_a_bad_guard_does_not_leave_the_door_open() -> None:
+    assert read_options({"allow": "10.0.0.0/8"}, {}, KNOWN).options == {"allow": "10.0.0.0/8"}
+    with pytest.raises(SchemaError, match="SERVICE_ALLOW: must be"):
+        read_options({"allow": "10.0.0.0/80"}, {}, KNOWN)
 
 
 def test_extra_has_a_bound() -> None:

@@ -54,7 +54,7 @@ def read_options(
             said.options[name] = option.parse(text.strip())
         except SchemaError as error:
             if name in GUARDS:
-                raise SchemaError(f"{word_of(name)}: {error}; without it everybody were let in") from None
+                raise SchemaError(f"{word_of(name)}: {error}; without it everybody would be let in") from None
             said.problems.append((word_of(name), str(error)))
     for name in sorted(words.keys() - known.keys() - _NEVER):
         _keep_extra(name, words[name], said)

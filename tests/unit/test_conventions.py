@@ -6,7 +6,7 @@ import pytest
 
 from discovery.catalog import Attributes
 from discovery.errors import SchemaError
-from discovery.options import Option, one_of
+from discovery.options import OPTIONS, one_of
 from discovery.schema import parse_name
 from discovery.sources.container import Binding, Port, read_container
 from discovery.sources.docker import image_name, register, register_all
@@ -305,7 +305,7 @@ def test_what_the_port_can_do_without_costs_only_itself(word: str) -> None:
 # ---- options and the rest ---------------------------------------------------------------------------
 
 KNOWN = {
-    name: Option(name, one_of(*values), "")
+    name: replace(OPTIONS["path"], name=name, parse=one_of(*values))
     for name, values in {
         "path": ["keep"],
         "allow": ["10.0.0.0/8"],

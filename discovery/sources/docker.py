@@ -20,7 +20,6 @@ wins over `SERVICE_X`. A bad value costs its own port, or just itself where the 
 Where the rules say so, the words of nginx-proxy (virtual_host.py) and of compose count as well.
 """
 
-import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -30,7 +29,7 @@ from discovery.schema import VALUE_BYTES, encode_attributes, parse_id, parse_sch
 from discovery.sources.checks import Check, read_check
 from discovery.sources.container import Container, Port
 from discovery.sources.options import read_host_port, read_options, read_weight, word_of
-from discovery.sources.reach import Reach, Reached, reach
+from discovery.sources.reach import Reach, Reached, parse_ip, reach
 from discovery.sources.rules import Rules as Rules  # where others look for it
 from discovery.sources.virtual_host import virtual_options, virtual_port
 from discovery.tags import split_tags
@@ -213,7 +212,7 @@ class _Registering:
         _check_size(attributes)
         default_id = f"{rules.node}:{container.name}:{port.number}" + (":udp" if udp else "")
         id_ = parse_id(words.get("id") or default_id)
-        host = str(ipaddress.ip_address(reached.host))
+        host = str(parse_ip(reached.host))
         instance = Instance(id_, host, reached.port, attributes, "udp" if udp else "tcp")
         reason = f"instance {id_} of service {service} at {instance.address}: {reached.how}"
         registration = Registration(service, instance)

@@ -109,17 +109,26 @@ class DockerSource:
 
     def _follow(self) -> tuple[Engine, EventStream]:
         """A live subscription; after a new one everything is listed again."""
-        if self._closed:
-            raise SourceError("the source is closed")
-        if self._stream is not None and self._stream.ended:
+        # Read once: another thread may close us meanwhile.
+        engine, stream = self._engine, self._stream
+        if stream is not None and stream.ended:
             self._disconnect()
-        if self._engine is None or self._stream is None:
+            engine = stream = None
+        if engine is None or stream is None:
+            self._check_open()
             engine = self._engine = Engine(self._address, self._timeout_seconds)
             since = self._wall_clock() - REPLAY_SECONDS
             # A stream that is quiet for longer is made anew, for its connection may be dead.
-            self._stream = engine.events(since, self.relist_seconds, self._wake)
+            stream = self._stream = engine.events(since, self.relist_seconds, self._wake)
             self._relist_due = 0.0
-        return self._engine, self._stream
+        self._check_open()
+        return engine, stream
+
+    def _check_open(self) -> None:
+        if self._closed:
+            # Whoever closed us may not have seen what was opened since.
+            self._disconnect()
+            raise SourceError("the source is closed")
 
     def _disconnect(self) -> None:
         stream, engine = self._stream, self._engine

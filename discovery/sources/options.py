@@ -39,7 +39,7 @@ def read_options(
     """What the words of a port say to the edges, over the options ``derived`` from other words.
 
     A word that is no option is extra: kept for templates, and for nobody else. One that says by its name
-    that it is a secret is not kept at all.
+    that it is a secret is not kept at all. One that keeps people out and cannot be read lets nobody in.
     """
     said = Said()
     # Empty is as not set; but a variable that came out empty must not let in those it was to keep out.

@@ -151,33 +151,6 @@ def test_without_store_or_engine(engine: DockerEngine, store: Store, explain: Ex
     away = explain("shop", docker=nothing)
     assert away.startswith("the engine cannot be asked: docker.url: ")
     assert "edges: routed" in away
+    assert "the first label of the host names it" in explain("http://shop.example.com/x")
     assert "cannot be asked" in explain("web", docker=nothing, status=1)
     assert "there is no container and no service 'nobody'" in explain("nobody", status=2)
-
-
-def test_services_and_urls(store: Store, explain: Explain) -> None:
-    store.put(
-        {
-            "/services/shop/hosts/a": "192.0.2.7:8000",
-            "/services/shop/hosts/b": "nonsense",
-            "/services/db/scheme": "tcp",
-            "/services/db/host_port": "5432",
-            "/services/db/hosts/a": "192.0.2.7:5432",
-            "/services/empty/scheme": "http",
-        }
-    )
-    shop = explain("shop")
-    assert "edges: routed\n    by host: shop, shop.…\n    by path: /shop, which is taken off" in shop
-    assert "instance a at 192.0.2.7:8000: takes requests" in shop
-    assert "/services/shop/hosts/b: left out" in shop
-    assert "edges: answered by 503" in explain("empty")
-    for request, answer in {
-        "http://shop.example.com/x": "route: service shop\n    the first label of the host names it",
-        "example.com/shop/x": "the first segment of the path names it",
-        "https://10.0.0.1/shop": "there is no first label of the host, or it is an address",
-        "example.com:5432": "port 5432 is the host_port of service db",
-        "http://db.example.com/": "service db is no http service",
-        "http://nobody.example.com/nowhere": "route: answered by 404",
-        "example.com:9999": "route: nobody listens there",
-    }.items():
-        assert answer in explain(request, "--http=*:80,*:443"), request

@@ -241,8 +241,11 @@ class DockerEngine:
         if subprocess.run(
             [*self._prefix(), need("ip"), "link", "show", self.bridge], capture_output=True, check=False
         ).returncode:
+            # With a MAC address of its own, as docker0 has: a bridge without takes the lowest of its ports',
+            # and when that container ends the others send to an address that is gone until they ask again.
+            mac = "02:42:" + ":".join(f"{int(part):02x}" for part in self.gateway.split("."))
             for step in (
-                f"link add {self.bridge} type bridge",
+                f"link add {self.bridge} address {mac} type bridge",
                 f"address add {self.bip} dev {self.bridge}",
                 f"link set {self.bridge} up",
             ):

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from discovery.catalog import Attributes
-from discovery.options import Option, one_of
+from discovery.errors import SchemaError
+from discovery.options import OPTIONS, one_of
 from discovery.schema import parse_name
-from discovery.sources.container import read_container
+from discovery.sources.container import Binding, Port, read_container
 from discovery.sources.docker import image_name, register, register_all
 from discovery.sources.options import EXTRA_CHARACTERS, MOST_EXTRA, read_options
 from discovery.sources.words import read_words
@@ -114,6 +115,13 @@ def test_a_number_is_appended_when_several_ports_are_published(
 ) -> None:
     outcome = register(container(name, *words), ALL, NODE)
     assert sorted(each.service for each in outcome.registrations) == services
+
+
+def test_a_published_port_that_nobody_reaches_is_one_of_several_all_the_same() -> None:
+    found = container("two_ports")
+    published = {**found.published, Port(443, "tcp"): (Binding("127.0.0.1", 8443),)}
+    outcome = register(replace(found, published=published), ALL, NODE)
+    assert registered(outcome) == {"busybox-80": "192.0.2.7:8010"}
 
 
 def test_an_image_without_a_name_needs_one() -> None:
@@ -297,8 +305,14 @@ def test_what_the_port_can_do_without_costs_only_itself(word: str) -> None:
 # ---- options and the rest ---------------------------------------------------------------------------
 
 KNOWN = {
-    name: Option(name, one_of(*values), "")
-    for name, values in {"path": ["keep"], "balance": ["first"], "check": ["tcp"], "weight": ["9"]}.items()
+    name: replace(OPTIONS["path"], name=name, parse=one_of(*values))
+    for name, values in {
+        "path": ["keep"],
+        "allow": ["10.0.0.0/8"],
+        "balance": ["first"],
+        "check": ["tcp"],
+        "weight": ["9"],
+    }.items()
 }
 
 
@@ -362,6 +376,12 @@ def test_a_secret_by_name_is_never_extra(name: str) -> None:
     said = read_options({name.lower(): "hunter2"}, {}, KNOWN)
     assert not said.extra
     assert "hunter2" not in repr(said)
+
+
+def test_a_bad_guard_does_not_leave_the_door_open() -> None:
+    assert read_options({"allow": "10.0.0.0/8"}, {}, KNOWN).options == {"allow": "10.0.0.0/8"}
+    with pytest.raises(SchemaError, match="SERVICE_ALLOW: must be"):
+        read_options({"allow": "10.0.0.0/80"}, {}, KNOWN)
 
 
 def test_extra_has_a_bound() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from discovery.catalog import Registration
@@ -137,6 +137,9 @@ def test_more_than_a_value_may_hold_costs_the_port() -> None:
 
 # ---- properties -------------------------------------------------------------------------------------
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""No example is slow, but the machine may be."""
+
 PARTS = [
     "NAME",
     "ID",
@@ -214,6 +217,7 @@ RULES = st.builds(
 )
 
 
+@PATIENT
 @given(
     st.lists(st.integers(0, 3), unique=True).flatmap(lambda ids: st.tuples(*map(containers, ids))),
     RULES,
@@ -260,6 +264,7 @@ NAMES_OF_SECRETS = st.text(min_size=1).filter(
 )
 
 
+@PATIENT
 @given(
     st.dictionaries(NAMES_OF_SECRETS, SECRETS, min_size=1), st.dictionaries(NAMES_OF_SECRETS, SECRETS), SAID
 )

@@ -266,9 +266,7 @@ class Agent:
             self._feed,
             applier,
             quiet_seconds=quiet_seconds,
-            on_attempt=lambda status, seconds: self._metrics.observe_apply(
-                status.name, status.error is None, seconds
-            ),
+            on_attempt=self._metrics.observe_apply,
         )
         self._followers.append(follower)
         self._inward.start(f"apply {applier.name}", follower.run)
@@ -291,13 +289,16 @@ class Agent:
             health=lambda: {**self._inward.alive, **self._outward.alive},
             store_connected=lambda: self._watcher.connected if self._watcher else None,
             registrations=lambda: self._registrator.status.registered if self._registrator else None,
-            haproxy_reloads=lambda: self._haproxy.status.reloads if self._haproxy else {},
+            appliers=lambda: tuple(follower.status for follower in self._followers),
+            proxy=lambda: self._haproxy.status if self._haproxy else None,
             dns=lambda: self._dns.counts() if self._dns else None,
+            node=self._node.name,
+            store=self._store.url,
         )
 
     def _problems(self) -> tuple[Problem, ...]:
-        latest = self._feed.latest
-        found = list(latest.value.problems) if latest else []
+        """What of the catalog could not be on this node."""
+        found: list[Problem] = []
         for follower in self._followers:
             found += follower.status.problems
             if follower.status.error is not None:

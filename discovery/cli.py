@@ -14,12 +14,14 @@ from rich.console import Console
 from discovery import __version__, logs, views
 from discovery.catalog import Catalog
 from discovery.config import SETTINGS, Configuration, Setting, load
-from discovery.errors import ConfigError, DiscoveryError, SchemaError, UsageError
+from discovery.errors import AgentUnavailable, ConfigError, DiscoveryError, SchemaError, UsageError
 from discovery.gliderlabs import store_url, translate
+from discovery.status.ask import ask_agent
 from discovery.stores import StoreOptions, open_store
 from discovery.stores.base import Store
 
 FAILED, WRONG_USAGE = 1, 2
+ASK_SECONDS = 1.0  # a person waits for it
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -251,18 +253,22 @@ def announce(
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--watch", is_flag=True, help="print again with every change, until interrupted")
-@_with_settings(*_EVERYWHERE)
+@_with_settings(*_EVERYWHERE, "status.")
 @click.pass_context
 def services(
     context: click.Context, /, name: str | None, as_json: bool, watch: bool, **_flags: object
 ) -> None:
-    """List what is served, and what is quarantined and why."""
+    """List what is served, and what is quarantined and why.
+
+    The agent of this node is asked what of it could not be here; without one, only the store tells.
+    """
+    from discovery.roles import status_address
+
     configuration = _configuration(context)
+    address = status_address(configuration.settings)
     with _store(configuration) as store:
         for catalog in _catalogs(store) if watch else iter([_catalog(store)]):
-            if name is not None and name not in catalog.services and not watch:
-                raise UsageError(f"there is no service {name!r} (`discovery services` lists them)")
-            _print_services(catalog, name, as_json)
+            _print_services(catalog, name, as_json, address, store.url, must_exist=not watch)
 
 
 def _catalogs(store: Store) -> Iterator[Catalog]:
@@ -278,14 +284,27 @@ def _catalogs(store: Store) -> Iterator[Catalog]:
             yield builder.apply(changes)
 
 
-def _print_services(catalog: Catalog, name: str | None, as_json: bool) -> None:
-    shown = views.only(catalog, name)
+def _print_services(
+    catalog: Catalog, name: str | None, as_json: bool, address: tuple[str, int], store: str, must_exist: bool
+) -> None:
+    shown, report, why_not = views.only(catalog, name), None, ""
+    try:
+        report = ask_agent(address, store, ASK_SECONDS).of(name)
+    except AgentUnavailable as error:
+        why_not = str(error)
+    is_known = bool(shown.services or shown.problems or (report and report.knows(name or "")))
+    if must_exist and name is not None and not is_known:
+        raise UsageError(f"there is no service {name!r} (`discovery services` lists them)")
+    on_this_node = report.problems if report else ()
     if as_json:
-        click.echo(json.dumps(views.services_document(shown, shown.problems)))
+        agent = views.agent_document(report, why_not)
+        click.echo(json.dumps(views.services_document(shown, on_this_node) | {"agent": agent}))
         return
     console = Console()
-    for table in views.services_tables(shown):
+    for table in views.services_tables(shown, on_this_node, report.node if report else ""):
         console.print(table)
+    for line in views.node_lines(report, why_not):
+        click.echo(line)
 
 
 @cli.command()

@@ -9,6 +9,7 @@
     │   ├── HistoryLost           changes since a revision are gone: take a new snapshot
     │   └── SessionLost           expiring keys are gone: open a new session, put all again
     ├── SourceError           the Docker engine
+    ├── AgentUnavailable      the agent of this node does not tell what it does
     ├── SchemaError           one value from outside is unusable: quarantine it
     ├── RenderError           a template; names file and line
     ├── ApplyError            what should run does not run (yet)
@@ -58,6 +59,10 @@ class HistoryLost(StoreError):
 
 class SessionLost(StoreError):
     """A session's keys, or some of them, have expired; open a new one and put everything again."""
+
+
+class AgentUnavailable(DiscoveryError):
+    """The agent of this node does not run, has no status role, or does not answer in time."""
 
 
 class SourceError(DiscoveryError):

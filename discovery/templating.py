@@ -33,11 +33,13 @@ _MISTAKES = (
 class Templates:
     """The templates in some directories; a file in an earlier one hides its namesake in a later one."""
 
-    def __init__(self, *directories: Path) -> None:
+    def __init__(self, *directories: Path, auto_reload: bool = True) -> None:
+        """Without ``auto_reload`` a template stays as it was read first, until ``clear``."""
         self.directories = directories
         loader: BaseLoader = ChoiceLoader([FileSystemLoader(str(directory)) for directory in directories])
         self._environment = Environment(
             loader=loader,
+            auto_reload=auto_reload,
             undefined=StrictUndefined,
             autoescape=False,  # configuration files, no HTML; schema.py has validated the values
             trim_blocks=True,

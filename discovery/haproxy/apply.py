@@ -22,7 +22,7 @@ from discovery.haproxy.model import Model, build
 from discovery.haproxy.pace import Pacer
 from discovery.haproxy.process import Process
 from discovery.haproxy.program import haproxy_version
-from discovery.haproxy.report import ProxyStatus
+from discovery.haproxy.report import PROXY, ProxyStatus
 from discovery.haproxy.settings import ProxySettings
 from discovery.pathwatch import PathWatch
 from discovery.retry import Backoff
@@ -49,7 +49,7 @@ UNCHECKED = Problem(
 class HAProxy:
     """An Applier. First ``start``, then ``apply`` and ``supervise`` in a thread each, at last ``stop``."""
 
-    name = "haproxy"
+    name = PROXY
 
     def __init__(self, settings: ProxySettings, on_change: Callable[[], None] = lambda: None) -> None:
         """``on_change`` is called when ``apply`` is to be called again, as when templates changed.

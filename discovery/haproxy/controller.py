@@ -107,6 +107,9 @@ class Controller:
             # What is left of one that ended may still hold the ports that are tested now.
             self._engine.clear()
             self.running = Running(why="start")
+        if self._templates_seen != self._templates_loaded:
+            # Before anything is admitted: what was refused by the old ones may be taken by the new.
+            self._disk.forget_templates()
         wanted = model.without(self._taken_ports(model, alive=alive))
         if self.running.layout is None and self.running.why == "adopted":
             self._recognize(wanted)
@@ -199,9 +202,8 @@ class Controller:
         return planned
 
     def _templates_matter(self, wanted: Model, running: Layout) -> bool:
-        """Read the templates anew; whether HAProxy would get other files by them."""
+        """Whether HAProxy would get other files by the templates as they are now."""
         seen = self._templates_seen
-        self._disk.forget_templates()
         if self._disk.would_differ(wanted, running):
             return True
         self._templates_loaded = seen
@@ -309,6 +311,8 @@ class Controller:
     def follow(self) -> None:
         """Let the configuration on disk follow what runs. For any thread."""
         running = self.running
+        if self._templates_seen != self._templates_loaded:
+            return  # they have not been loaded, and may be broken
         if running.layout is not None and running.model is not None and running.is_complete:
             self._disk.follow(running.model, running.layout, lambda: self.running is running)
 

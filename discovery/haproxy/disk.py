@@ -47,7 +47,9 @@ class Disk:
         self._settings = settings
         self._check = check
         self._machine = inspect_machine(settings)
-        self._renderer = Renderer(settings, self._machine, Templates(*settings.templates))
+        # What is written must not be ahead of what HAProxy was given to load.
+        templates = Templates(*settings.templates, auto_reload=False)
+        self._renderer = Renderer(settings, self._machine, templates)
         self._generations = Generations(settings.directory)
         self._quarantine = Quarantine()
         self._lock = threading.RLock()

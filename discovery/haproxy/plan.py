@@ -72,6 +72,7 @@ class _Planner:
         self.means = means
         self.moves: list[str] = []
         self.adding: list[str] = []
+        self.leaving: list[str] = []
         self.removing: list[str] = []
         self.reasons: dict[str, None] = {}
         self.changed: dict[str, Section] = {}
@@ -90,8 +91,12 @@ class _Planner:
                 self._welcome(name, backend)
             elif (section := self.running.sections[place]).backend is not backend or not section.is_complete:
                 self._update(section, backend)
-        self._map(HOSTS, self.running.hosts, self.wanted.hosts)
-        self._map(PORTS, _texts(self.running.ports), _texts(self.wanted.ports))
+        places = self._places()
+        # Nobody is led to a service that has no section yet.
+        hosts = {host: service for host, service in self.wanted.hosts.items() if service in places}
+        ports = {port: service for port, service in self.wanted.ports.items() if service in places}
+        self._map(HOSTS, self.running.hosts, hosts)
+        self._map(PORTS, _texts(self.running.ports), _texts(ports))
         listeners, paused = self._listeners()
         certificates = self._certificates()
         if (self.running.checks is None) != (self.means.checks is None):
@@ -104,19 +109,19 @@ class _Planner:
         layout = replace(
             self.running,
             sections={**self.running.sections, **self.changed} if self.changed else self.running.sections,
-            places=self._places(),
+            places=places,
             listeners=listeners,
             paused=paused,
             added=self.added,
-            hosts=self.wanted.hosts,
-            ports=self.wanted.ports,
+            hosts=hosts,
+            ports=ports,
             certificates=self.running.certificates if certificates is None else self.wanted.certificates,
             free=self._free(),
         )
         return Plan(
             layout,
             tuple(self.moves),
-            (*self.adding, *self.removing),
+            (*self.adding, *self.leaving, *self.removing),
             certificates or (),
             tuple(self.changed),
             tuple(self.reasons),
@@ -267,7 +272,7 @@ class _Planner:
                 self.adding.append(f"add map {name} {key} {value}")
             elif before[key] != value:
                 self.adding.append(f"set map {name} {key} {value}")
-        self.removing[:0] = [f"del map {name} {key}" for key in before if key not in after]
+        self.leaving[:0] = [f"del map {name} {key}" for key in before if key not in after]
 
     def _listeners(self) -> tuple[tuple[Listener, ...], tuple[Listener, ...]]:
         """The listeners that are open then, and those that are paused.
@@ -301,7 +306,8 @@ def _served(slots: Iterable[Slot]) -> int:
 
 
 def _routes(backend: Backend, section: Section) -> Mapping[str, Mapping[str, str]]:
-    return {**routes_of(backend.service), BACKENDS: {backend.name: section.name}}
+    """The entries that lead to a service; the first is there before the others, and goes after them."""
+    return {BACKENDS: {backend.name: section.name}, **routes_of(backend.service)}
 
 
 def _vacate(section: Section, slots: Iterable[Slot]) -> Iterator[str]:

@@ -11,6 +11,9 @@ from discovery.haproxy.layout import Layout
 from discovery.haproxy.massloss import MassLoss
 from discovery.haproxy.model import Model
 
+PROXY = "haproxy"
+"""The name of the proxy role's applier."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reload:

@@ -4,12 +4,19 @@ import json
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from discovery.catalog import Problem
 from discovery.haproxy.accept import AcceptRequest, HeldFile
 from discovery.haproxy.massloss import MassLoss
+from discovery.haproxy.report import ProxyStatus, Waiting
+from discovery.status.metrics import Metrics
+from discovery.status.server import StatusServer
+from discovery.status.view import StatusView
 from tests.lab.agent import discovery_command, run
 from tests.lab.need import need
 from tests.lab.thread import in_thread
@@ -96,6 +103,85 @@ def test_what_is_quarantined_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert "/services/web/hosts/bad" in said
     assert "[red]nowhere[/red]" in said, "markup from the store is text"
     assert "10.0.0.5:80" in said
+
+
+# ---- what this node makes of it ----------------------------------------------------------------------
+
+WAITING = Waiting(("listener",), ("web",), 3600.0, 3602.0, is_urgent=True)
+
+
+@contextmanager
+def node(tmp_path: Path, store: str | None = None) -> Iterator[str]:
+    """An agent's status role, of a node on which web's port is taken; its address."""
+    problems = (
+        Problem("web", "/services/web/host_port", "port 80 is [red]used"),
+        Problem("api", "/services/api", "HAProxy refuses it", "kept at its last good value"),
+        Problem(None, "a.pem", "has expired", "reported"),
+    )
+    held = MassLoss(3600, 4200, {"gone": ("0",)})
+    view = StatusView(
+        catalog=lambda: None,
+        problems=lambda: problems,
+        readiness=dict,
+        health=dict,
+        proxy=lambda: ProxyStatus(True, 1, "2.6", waiting=WAITING, loss=held),
+        node="node1",
+        store=store or f"file://{tmp_path}",
+    )
+    server = StatusServer(("127.0.0.1", 0), view, Metrics())
+    with in_thread(server.run):
+        yield f"--status=127.0.0.1:{server.address[1]}"
+
+
+def test_services_tells_what_this_node_cannot_do(tmp_path: Path) -> None:
+    on(tmp_path, "set", "web", "hosts/0", "10.0.0.5:80")
+    with node(tmp_path) as status:
+        every = on(tmp_path, "services", status).stdout
+        web = on(tmp_path, "services", "web", status).stdout
+        document = json.loads(on(tmp_path, "services", "web", "--json", status).stdout)
+    assert "[red]used" in every
+    assert "HAProxy refuses it" in every
+    assert "HAProxy refuses it" not in web
+    row = next(line for line in web.splitlines() if "/services/web/host_port" in line)
+    assert "node1" in row
+    assert "has expired" in web, "it concerns the node as a whole"
+    assert "node1: a reload of HAProxy is due at 01:00:02 UTC (listener): web\n" in web
+    assert [(each["service"], each["origin"]) for each in document["quarantined"]] == [
+        ("web", "node"),
+        (None, "node"),
+    ]
+    assert document["agent"]["node"] == "node1"
+    assert document["agent"]["waiting"]["reasons"] == ["listener"]
+    assert document["agent"]["error"] is None
+
+
+def test_services_of_what_only_the_node_knows(tmp_path: Path) -> None:
+    with node(tmp_path) as status:
+        assert "HAProxy refuses it" in on(tmp_path, "services", "api", status).stdout
+        assert on(tmp_path, "services", "gone", status).returncode == 0
+        assert on(tmp_path, "services", "nothing", status).returncode == 2
+    assert on(tmp_path, "services", "api", "--status=127.0.0.1:1").returncode == 2
+
+
+def test_services_says_when_no_agent_could_be_asked(tmp_path: Path) -> None:
+    said = on(tmp_path, "services", "--status=127.0.0.1:1").stdout
+    assert "no agent answers at 127.0.0.1:1: Connection refused; what this node makes of it" in said
+    with node(tmp_path, "file:///elsewhere") as status:
+        said = on(tmp_path, "services", status).stdout
+        document = json.loads(on(tmp_path, "services", "--json", status).stdout)
+    assert "node1 follows another store, file:///elsewhere; what this node" in said
+    assert "port 80" not in said
+    assert document["quarantined"] == []
+    assert "follows another store" in document["agent"]["error"]
+
+
+def test_a_service_that_is_wholly_quarantined_has_a_reason_and_is_not_unknown(tmp_path: Path) -> None:
+    place = tmp_path / "services/ftp"
+    place.mkdir(parents=True)
+    (place / "scheme").write_text("ftp\n")
+    done = on(tmp_path, "services", "ftp")
+    assert done.returncode == 0, done.stderr
+    assert "/services/ftp/scheme" in done.stdout
 
 
 def test_nothing_from_the_store_is_markup_or_cut_off(tmp_path: Path) -> None:

@@ -358,6 +358,26 @@ def test_a_reload_that_fails_leaves_the_former_worker_serving(binary: str, tmp_p
             assert proxy.status.pid == pid
 
 
+def test_what_is_on_disk_is_never_ahead_of_what_was_loaded(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    with echo() as port:
+        of = settings(tmp_path / "state", haproxy_binary("2.6"), templates=(own, TEMPLATES))
+        with running(of, service("web")) as proxy:
+            (own / "edge.cfg.j2").write_text(edge_with("nonsense"))
+            proxy._controller.templates_changed()
+            with pytest.raises(ApplyError, match="nonsense"):
+                proxy.apply(catalog(service("web", port)))
+            assert fetch(front_port(of), host="web").status == 200
+            proxy._controller.follow()
+            assert "nonsense" not in of.config.read_text()
+            (own / "edge.cfg.j2").unlink()
+            proxy._controller.templates_changed()
+            proxy.apply(catalog(service("web", port)))
+            proxy._controller.follow()
+            assert f"127.0.0.1:{port}" in of.config.read_text()
+
+
 def test_a_templates_own_port_in_use_never_reaches_haproxy(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()

@@ -347,6 +347,12 @@ def test_a_worker_that_does_as_planned_ends_as_wanted(steps: list[list[Service]]
         found = plan(layout, wanted, means)
         for command in (*found.moves, *found.commands):
             worker.run(command)
+            led_to = {
+                *worker.maps[HOSTS].values(),
+                *worker.maps[PATHS].values(),
+                *worker.maps[PORTS].values(),
+            }
+            assert led_to <= worker.maps[BACKENDS].keys(), command
             for name, addresses in before.items():
                 after = usable(wanted, name)
                 if addresses and after and not found.reasons:

@@ -4,16 +4,23 @@ import http.client
 import json
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from discovery.catalog import Attributes, Catalog, Instance, Problem, Service
 from discovery.dns.stats import LATENCY_SECONDS, Counts, ForwardCounts, Stats, UpstreamCounts
-from discovery.errors import ConfigError
+from discovery.errors import AgentUnavailable, ConfigError
+from discovery.follow import FollowerStatus
+from discovery.haproxy.engine import OldWorker
+from discovery.haproxy.massloss import MassLoss
+from discovery.haproxy.report import ProxyStatus, Reload, Waiting
+from discovery.status.ask import NodeReport, ask_agent, decode
 from discovery.status.metrics import Metrics
 from discovery.status.server import StatusServer
 from discovery.status.view import StatusView
@@ -32,7 +39,8 @@ class Node:
     health: Mapping[str, bool] = field(default_factory=dict)
     connected: bool | None = None
     registrations: int | None = None
-    reloads: Mapping[str, int] = field(default_factory=dict)
+    appliers: tuple[FollowerStatus, ...] = ()
+    proxy: ProxyStatus | None = None
     dns: Counts | None = None
 
     def view(self) -> StatusView:
@@ -43,8 +51,11 @@ class Node:
             health=lambda: self.health,
             store_connected=lambda: self.connected,
             registrations=lambda: self.registrations,
-            haproxy_reloads=lambda: self.reloads,
+            appliers=lambda: self.appliers,
+            proxy=lambda: self.proxy,
             dns=lambda: self.dns,
+            node="node1",
+            store="memory:",
         )
 
 
@@ -81,11 +92,29 @@ WEB = Service(
     instances=(Instance("n:web:80", "::1", 8000, Attributes(node="n", container="c")),),
     options={"path": "keep"},
 )
+PORT_USED = Problem("web", "/services/web/host_port", "port 80 is used")
+EXPIRED = Problem(None, "a.pem", "has expired", "reported")
+PROXY = ProxyStatus(
+    True,
+    42,
+    "2.6.12",
+    7,
+    {"listener": 2, "start": 1},
+    0.75,
+    (Reload(1000.5, ("start",), 0.5), Reload(1010.0, ("listener", "options"), 0.125)),
+    12,
+    Waiting(("listener",), ("api", "web"), 1020.0, 1022.25, is_urgent=True),
+    (OldWorker(40, 3, (("service:web", 2), ("service:api", 1))), OldWorker(41)),
+    MassLoss(1000.0, 1600.0, {"web": ("0", "1")}),
+    {"a": 2000.0},
+)
 
 
 def test_services_tells_what_is_served_and_what_is_not() -> None:
     problem = Problem("db", "/services/db/scheme", "unknown scheme 'ftp'")
-    node = Node(Catalog(7, {"web": WEB, "api": Service("api", "tcp")}), (problem,))
+    catalog = Catalog(7, {"web": WEB, "api": Service("api", "tcp")}, (problem,))
+    # What both the store and the node say is said once.
+    node = Node(catalog, (problem, PORT_USED))
     with serving(node) as address:
         answer = ask(address, "/services")
     assert answer.status == 200
@@ -117,7 +146,15 @@ def test_services_tells_what_is_served_and_what_is_not() -> None:
                 "subject": "/services/db/scheme",
                 "reason": "unknown scheme 'ftp'",
                 "consequence": "left out",
-            }
+                "origin": "store",
+            },
+            {
+                "service": "web",
+                "subject": "/services/web/host_port",
+                "reason": "port 80 is used",
+                "consequence": "left out",
+                "origin": "node",
+            },
         ],
     }
 
@@ -148,9 +185,9 @@ def test_a_part_that_is_not_as_it_should_be_is_named(path: str, part: str) -> No
     }
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/services"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/services", "/problems", "/proxy"])
 def test_methods(path: str) -> None:
-    with serving(Node(Catalog())) as address:
+    with serving(Node(Catalog(), proxy=PROXY)) as address:
         got, head, posted = ask(address, path), ask(address, path, "HEAD"), ask(address, path, "POST")
     assert (got.status, head.status, head.body) == (200, 200, b"")
     assert head.headers["content-type"] == got.headers["content-type"]
@@ -173,22 +210,195 @@ def test_ten_thousand_services() -> None:
 
 def test_what_happened_is_counted() -> None:
     metrics = Metrics()
-    metrics.observe_apply("haproxy", True, 0.02)
-    metrics.observe_apply("haproxy", False, 0.3)
-    node = Node(connected=True, registrations=3, readiness={"store": False}, reloads={"services": 1})
+    running = FollowerStatus("haproxy", 6)
+    metrics.observe_apply(running, 0.02)
+    metrics.observe_apply(replace(running, error="refused"), 0.3)
+    metrics.observe_apply(replace(running, waits="a reload"), 0.01)
+    appliers = (running, FollowerStatus("dns"))
+    node = Node(connected=True, registrations=3, readiness={"store": False}, appliers=appliers)
     with serving(node, metrics) as address:
         lines = ask(address, "/metrics").body.decode().splitlines()
     for line in (
         'discovery_apply_total{applier="haproxy",result="ok"} 1.0',
         'discovery_apply_total{applier="haproxy",result="failed"} 1.0',
-        'discovery_apply_seconds_bucket{applier="haproxy",le="0.025"} 1.0',
-        'discovery_apply_seconds_count{applier="haproxy"} 2.0',
-        'discovery_haproxy_reloads_total{reason="services"} 1.0',
+        'discovery_apply_total{applier="haproxy",result="postponed"} 1.0',
+        'discovery_apply_seconds_bucket{applier="haproxy",le="0.025"} 2.0',
+        'discovery_apply_seconds_count{applier="haproxy"} 3.0',
+        'discovery_applied_revision{applier="haproxy"} 6.0',
         "discovery_store_connected 1.0",
         "discovery_registrations 3.0",
         'discovery_ready{part="store"} 0.0',
     ):
         assert line in lines
+    assert not [line for line in lines if line.startswith('discovery_applied_revision{applier="dns"}')]
+
+
+def test_only_an_attempt_that_ends_well_counts_as_the_last_good_one() -> None:
+    metrics, running = Metrics(), FollowerStatus("haproxy", 6)
+    metrics.observe_apply(replace(running, error="refused"), 0.3)
+    metrics.observe_apply(replace(running, waits="a reload"), 0.3)
+    assert b"discovery_applied_timestamp_seconds{" not in metrics.text()
+    metrics.observe_apply(running, 0.3)
+    assert b'discovery_applied_timestamp_seconds{applier="haproxy"}' in metrics.text()
+
+
+def test_what_haproxy_does_is_measured() -> None:
+    catalog = Catalog(7, {}, (Problem("db", "/services/db/scheme", "unknown scheme 'ftp'"),))
+    with serving(Node(catalog, (PORT_USED, EXPIRED), proxy=PROXY)) as address:
+        lines = ask(address, "/metrics").body.decode().splitlines()
+    for line in (
+        'discovery_problems{consequence="left out"} 2.0',
+        'discovery_problems{consequence="kept at its last good value"} 0.0',
+        'discovery_problems{consequence="reported"} 1.0',
+        "discovery_quarantined_services 2.0",
+        'discovery_haproxy_reloads_total{reason="listener"} 2.0',
+        "discovery_haproxy_reload_seconds_count 3.0",
+        "discovery_haproxy_reload_seconds_sum 0.75",
+        "discovery_haproxy_changes_total 12.0",
+        'discovery_haproxy_waiting{reason="listener"} 1.0',
+        "discovery_haproxy_old_workers 2.0",
+        "discovery_haproxy_old_connections 3.0",
+        "discovery_haproxy_held_instances 2.0",
+        'discovery_certificate_not_after_timestamp_seconds{certificate="a"} 2000.0',
+    ):
+        assert line in lines
+
+
+def test_proxy_tells_what_haproxy_does_and_why_it_could_not_be_changed() -> None:
+    node = Node(
+        proxy=PROXY, appliers=(FollowerStatus("dns", error="no"), FollowerStatus("haproxy", error="x"))
+    )
+    with serving(node) as address:
+        document = ask(address, "/proxy").json()
+    assert document == {
+        "running": True,
+        "pid": 42,
+        "version": "2.6.12",
+        "revision": 7,
+        "error": "x",
+        "waiting": {
+            "reasons": ["listener"],
+            "services": ["api", "web"],
+            "since": "1970-01-01T00:17:00.000Z",
+            "due": "1970-01-01T00:17:02.250Z",
+            "urgent": True,
+        },
+        "held": {
+            "since": "1970-01-01T00:16:40.000Z",
+            "until": "1970-01-01T00:26:40.000Z",
+            "instances": {"web": ["0", "1"]},
+        },
+        "changes": 12,
+        "reloads": {"listener": 2, "start": 1},
+        "last_reloads": [
+            {"at": "1970-01-01T00:16:40.500Z", "reasons": ["start"], "seconds": 0.5},
+            {"at": "1970-01-01T00:16:50.000Z", "reasons": ["listener", "options"], "seconds": 0.125},
+        ],
+        "old_workers": [
+            {"pid": 40, "connections": 3, "backends": {"service:web": 2, "service:api": 1}},
+            {"pid": 41, "connections": None, "backends": {}},
+        ],
+        "certificates": [{"name": "a", "not_after": "1970-01-01T00:33:20.000Z"}],
+    }
+
+
+def test_proxy_of_a_node_without_one_is_not_found_and_one_with_nothing_to_tell_says_so() -> None:
+    node = Node()
+    with serving(node) as address:
+        assert ask(address, "/proxy").status == 404
+        node.proxy = ProxyStatus(False, None, "")
+        document = ask(address, "/proxy").json()
+    assert (document["waiting"], document["held"], document["error"]) == (None, None, None)
+
+
+# ---- asked by the commands ---------------------------------------------------------------------------
+
+
+def test_a_command_is_told_what_only_this_node_knows() -> None:
+    everywhere = Problem("db", "/services/db/scheme", "unknown scheme 'ftp'")
+    long = Problem("api", "/services/api", "HAProxy refuses it: " + "x" * 500, "kept at its last good value")
+    node = Node(Catalog(7, {}, (everywhere,)), (everywhere, PORT_USED, long, EXPIRED), proxy=PROXY)
+    with serving(node) as address:
+        report = ask_agent(address, "memory:", 20)
+    assert report == NodeReport("node1", "memory:", (PORT_USED, long, EXPIRED), PROXY.waiting, ("web",))
+    assert report.of("web").problems == (PORT_USED, EXPIRED)
+    assert report.of("web").waiting == PROXY.waiting
+    assert report.of("db").waiting is None
+    assert (report.knows("web"), report.knows("api"), report.knows("db")) == (True, True, False)
+
+
+def test_an_agent_of_another_store_is_not_believed() -> None:
+    with (
+        serving(Node(Catalog())) as address,
+        pytest.raises(AgentUnavailable, match="node1 follows another store, memory:"),
+    ):
+        ask_agent(address, "memory:other", 20)
+
+
+def test_users_do_not_make_another_store() -> None:
+    view = replace(Node().view(), store="etcd3://agent@10.0.0.1:2379,10.0.0.2:2379")
+    server = StatusServer(("127.0.0.1", 0), view, Metrics())
+    with in_thread(server.run):
+        report = ask_agent(server.address, "etcd3://root@10.0.0.1:2379,10.0.0.2:2379", 20)
+    assert report.node == "node1"
+
+
+GOOD: dict[str, Any] = {"node": "n", "store": "memory:", "problems": [], "waiting": None, "held": []}
+ROW = {"service": None, "subject": "s", "reason": "r", "consequence": "left out", "origin": "node"}
+
+
+def test_what_is_told_cannot_write_to_the_terminal() -> None:
+    report = decode(GOOD | {"problems": [ROW | {"reason": "a\x1b[2Jb"}]})
+    assert report.problems[0].reason == "a\\x1b[2Jb"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        GOOD | {"node": None},
+        GOOD | {"problems": [{}]},
+        GOOD | {"problems": [ROW | {"consequence": "fired"}]},
+        GOOD | {"waiting": {"reasons": []}},
+        GOOD | {"held": None},
+    ],
+)
+def test_what_is_no_answer_of_ours_is_refused(document: Any) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        decode(document)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.0 404 Not Found\r\n\r\n{}",
+        b"HTTP/1.0 200 OK\r\n\r\n<html>",
+        b"HTTP/1.0 200 OK\r\n\r\n[]",
+        b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000,
+    ],
+)
+def test_whoever_else_listens_there_is_no_agent(answer: bytes) -> None:
+    def serve(_stop: threading.Event) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        with in_thread(serve), pytest.raises(AgentUnavailable):
+            ask_agent(listener.getsockname(), "memory:", 20)
+
+
+def test_one_that_does_not_answer_is_not_waited_for() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(AgentUnavailable, match="no agent answers at 127"),
+    ):
+        ask_agent(silent.getsockname(), "memory:", 0.1)
 
 
 def test_the_documentation_lists_exactly_the_metrics() -> None:

@@ -119,3 +119,13 @@ def test_broken_template_works_again_once_mended(tmp_path: Path) -> None:
     write(tmp_path, a="mended")
     templates.clear()
     assert templates.render("a.j2") == "mended"
+
+
+def test_a_template_may_stay_as_it_was_until_it_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("one")
+    templates = Templates(tmp_path, auto_reload=False)
+    assert templates.render("a.j2") == "one"
+    (tmp_path / "a.j2").write_text("another")
+    assert templates.render("a.j2") == "one"
+    templates.clear()
+    assert templates.render("a.j2") == "another"

@@ -1,0 +1,376 @@
+"""The proxy role through a real agent: what is held, what waits, what outlives the agent."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.stores import open_store
+from discovery.stores.base import Store
+from tests.lab.agent import Agent, free_port, run
+from tests.lab.etcd import Etcd, free_ports
+from tests.lab.haproxy import echo, haproxy_binary
+from tests.lab.load import Load
+from tests.lab.tls import Pem, look, make
+from tests.lab.unit import Unit
+from tests.lab.wait import until
+
+INSTANCES = 12
+EXTERNAL = Path(__file__).parents[2] / "docs" / "external.md"
+
+
+@pytest.fixture
+def store(etcd: Etcd) -> Iterator[Store]:
+    opened = open_store(etcd.url(3))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def agent(tmp_path: Path, etcd: Etcd) -> Agent:
+    """Not started yet: a test adds what it needs."""
+    return Agent(
+        tmp_path / "agent",
+        etcd.url(3),
+        "--address=127.0.0.1",
+        "--bind-address=127.0.0.1",
+        roles="proxy,status",
+    )
+
+
+def answers(agent: Agent, name: str = "web") -> bool:
+    return agent.get("/", f"{name}.x")[0] == 200
+
+
+def proxy(agent: Agent) -> dict[str, Any]:
+    """What /proxy tells."""
+    status, body = agent.status("/proxy")
+    assert status == 200, body
+    document: dict[str, Any] = json.loads(body)
+    return document
+
+
+def reloads(agent: Agent) -> dict[str, int]:
+    """How often HAProxy was reloaded by reason; a start is none."""
+    found: dict[str, int] = proxy(agent)["reloads"]
+    return {reason: count for reason, count in found.items() if reason != "start"}
+
+
+def reasons(agent: Agent, *name: str) -> dict[str, str]:
+    """By subject, what `discovery services` tells of what is not as written."""
+    document = json.loads(services_of(agent, *name, "--json"))
+    assert document["agent"]["error"] is None
+    return {each["subject"]: each["reason"] for each in document["quarantined"]}
+
+
+def services_of(agent: Agent, *more: str) -> str:
+    """What `discovery services` prints on this node."""
+    store = next(each for each in agent.arguments if each.startswith("--store="))
+    done = run("services", store, f"--status=127.0.0.1:{agent.status_port}", *more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- a mass loss -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def expired(agent: Agent, store: Store) -> Iterator[ExitStack]:
+    """Twelve instances that were served, and whose keys have expired all at once; closed, they die."""
+    with ExitStack() as backends, agent:
+        ports = [backends.enter_context(echo(f"b{number}")) for number in range(INSTANCES)]
+        session = store.session(2)
+        keys = {f"/services/web/hosts/{port}": f"127.0.0.1:{port}" for port in ports}
+        session.put(keys | {"/services/web/scheme": "http"})
+
+        def is_served() -> bool:
+            session.keepalive()
+            return answers(agent) and agent.metric("discovery_instances") == INSTANCES
+
+        agent.wait(is_served, "web is served")
+        # Its owner is no more: nobody renews the lease.
+        until(lambda: not store.snapshot("/services/web/").entries, "the keys have expired")
+        yield backends
+
+
+def test_a_mass_loss_is_served_shown_and_ended_by_accept(agent: Agent, store: Store) -> None:
+    with expired(agent, store):
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "held")
+        assert agent.metric("discovery_instances") == 0, "the store knows of none"
+        with Load(agent.http_port, "web.x") as load:
+            held = proxy(agent)["held"]
+            assert len(held["instances"]["web"]) == INSTANCES
+            assert held["since"] < held["until"]
+            assert "discovery proxy accept" in reasons(agent, "web")["mass loss"]
+            until(lambda: load.total > 50, "requests are answered all the while")
+        assert load.failures == []
+        assert agent.status("/readyz")[0] == 200
+        done = run("proxy", "accept", f"--state={agent.state_dir}")
+        assert done.returncode == 0, done.stderr
+        agent.wait(lambda: agent.get("/", "web.x")[0] == 404, "web is let go")
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == 0, "and it says so")
+        assert proxy(agent)["held"] is None
+        assert reasons(agent) == {}
+        assert reloads(agent) == {}
+
+
+def test_a_mass_loss_that_is_real_ends_by_the_checks(agent: Agent, store: Store) -> None:
+    with expired(agent, store) as backends:
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "held")
+        backends.close()
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == 0, "the checks find them dead")
+        agent.wait(lambda: agent.get("/", "web.x")[0] == 404, "web is let go")
+    assert "mass_loss_accepted" not in agent.log.read_text()
+
+
+def test_a_mass_loss_is_held_for_a_bounded_time(agent: Agent, store: Store) -> None:
+    agent.arguments.append("--proxy-mass-loss-seconds=3")
+    with expired(agent, store):
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "held")
+        agent.wait(lambda: agent.get("/", "web.x")[0] == 404, "web is let go although its backends live")
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == 0, "and it says so")
+
+
+def test_owners_that_come_back_end_a_mass_loss(agent: Agent, store: Store) -> None:
+    with expired(agent, store):
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "held")
+        instances = proxy(agent)["held"]["instances"]["web"]
+        with Load(agent.http_port, "web.x") as load:
+            store.put({f"/services/web/hosts/{port}": f"127.0.0.1:{port}" for port in instances})
+            agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == 0, "nothing is held")
+            until(lambda: load.total > 50, "requests are answered all the while")
+        assert load.failures == []
+        assert reloads(agent) == {}
+
+
+# ---- an HAProxy that somebody else runs --------------------------------------------------------------
+
+
+@pytest.fixture
+def unit(tmp_path: Path, agent: Agent) -> Iterator[Unit]:
+    """HAProxy as the documentation has systemd run it, on the agent's configuration."""
+    drop_in = re.search(r"```ini\n(.*?)```", EXTERNAL.read_text(), re.DOTALL)
+    assert drop_in
+    text = drop_in[1].replace("/var/lib/discovery", str(agent.state_dir))
+    unit = Unit(haproxy_binary("2.6"), tmp_path, text)
+    agent.arguments += [
+        "--proxy-mode=external",
+        f"--proxy-reload-cmd={unit.bin}/systemctl reload-or-restart haproxy",
+    ]
+    yield unit
+    unit.kill()
+
+
+def test_an_external_haproxy_is_changed_as_it_runs_and_outlives_the_agent(
+    agent: Agent, unit: Unit, store: Store
+) -> None:
+    with echo("one") as one, echo("two") as two, agent:
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served")
+        master = unit.master
+        assert master
+        assert reloads(agent) == {}
+        with Load(agent.http_port, "web.x") as load:
+            changes = proxy(agent)["changes"]
+            store.put({"/services/web/hosts/1": f"127.0.0.1:{two}"})
+            agent.wait(lambda: sees(load, "two"), "the second instance answers")
+            assert proxy(agent)["changes"] > changes
+            assert reloads(agent) == {}
+            port = free_port()
+            store.put({"/services/web/host_port": str(port)})
+            agent.wait(lambda: agent.get("/", port=port)[0] == 200, "its port is served after a reload")
+            agent.wait(lambda: reloads(agent) == {"listener": 1}, "which is counted")
+            followed(agent, f"127.0.0.1:{two}")
+            worker = proxy(agent)["pid"]
+            assert agent.stop() == 0
+            assert agent.get("/", "web.x")[0] == 200, "HAProxy is not the agent's to end"
+            agent.start()
+            assert reloads(agent) == {}
+            assert (unit.master, proxy(agent)["pid"]) == (master, worker)
+            store.delete(["/services/web/hosts/0"])
+            done = load.answered.copy()
+            agent.wait(lambda: load.total > done.total() + 20, "it goes on")
+        assert load.failures == []
+        assert reloads(agent) == {}
+
+
+def sees(load: Load, server: str) -> bool:
+    return any(f'"server": "{server}"' in body for body in load.answered.copy())
+
+
+def followed(agent: Agent, text: str) -> None:
+    """Wait until the configuration on disk has this in it."""
+    config = agent.state_dir / ".agent" / "haproxy" / "good" / "haproxy.cfg"
+    agent.wait(lambda: text in config.read_text(), f"{text} is on disk")
+
+
+# ---- certificates ------------------------------------------------------------------------------------
+
+
+def test_a_certificate_that_is_dropped_in_serves_and_a_renewed_one_takes_no_reload(
+    tmp_path: Path, agent: Agent, store: Store
+) -> None:
+    certs = tmp_path / "certs"
+    certs.mkdir()
+    port = free_port()
+    agent.arguments += [f"--certs={certs}", f"--https=127.0.0.1:{port}"]
+
+    def drop(name: str, pem: Pem) -> None:
+        (certs / f".{name}").write_text(pem.whole)
+        (certs / f".{name}").rename(certs / f"{name}.pem")
+
+    def shows(pem: Pem, server_name: str) -> bool:
+        try:
+            return look(port, server_name).fingerprint == pem.fingerprint
+        except OSError:
+            return False
+
+    with echo("one") as one, agent:
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served by http")
+        assert "there is no HTTPS" in reasons(agent)[str(certs)]
+        first, renewed, other = make("web.x", days=20), make("web.x", days=90), make("api.x")
+        drop("web", first)
+        agent.wait(lambda: shows(first, "web.x"), "https is served")
+        agent.wait(lambda: reloads(agent) == {"certificates": 1}, "the first one takes a reload")
+        not_after = proxy(agent)["certificates"]
+        drop("web", renewed)
+        agent.wait(lambda: shows(renewed, "web.x"), "the renewed one is served")
+        drop("api", other)
+        agent.wait(lambda: shows(other, "api.x"), "an added one is served")
+        assert shows(renewed, "web.x")
+        assert reloads(agent) == {"certificates": 1}
+        agent.wait(lambda: len(proxy(agent)["certificates"]) == 2, "both are told of")
+        assert proxy(agent)["certificates"][1]["not_after"] > not_after[0]["not_after"]
+        metric = 'discovery_certificate_not_after_timestamp_seconds{certificate="web"}'
+        assert metric in agent.status("/metrics")[1]
+        drop("web", Pem(renewed.chain, other.key))
+        agent.wait(lambda: "web.pem" in reasons(agent), "a broken one is told of")
+        assert shows(renewed, "web.x")
+
+
+# ---- reloads -----------------------------------------------------------------------------------------
+
+
+def test_a_burst_of_listeners_takes_two_reloads_at_most_and_none_is_dropped(
+    agent: Agent, store: Store
+) -> None:
+    ports = free_ports(20)
+    with echo("one") as one, agent:
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served")
+        with Load(agent.http_port, "web.x") as load:
+            for port in ports:
+                keys = f"/services/s{port}/hosts/0", f"/services/s{port}/host_port"
+                store.put(dict(zip(keys, (f"127.0.0.1:{one}", str(port)), strict=True)))
+            for port in ports:
+                agent.wait(lambda port=port: agent.get("/", port=port)[0] == 200, f"{port} is served")  # type: ignore[misc]
+        assert load.failures == []
+        agent.wait(lambda: proxy(agent)["waiting"] is None, "nothing waits")
+        assert sum(reloads(agent).values()) <= 2
+        listed = [each["reasons"] for each in proxy(agent)["last_reloads"]]
+        assert all("listener" in reasons for reasons in listed[1:])
+
+
+def test_what_waits_for_a_reload_is_told(agent: Agent, store: Store) -> None:
+    agent.arguments += ["--proxy-reload-interval-seconds=1000", "--proxy-reload-spread-seconds=0"]
+    first, second = free_ports(2)
+    with ExitStack() as stack:
+        one = stack.enter_context(echo("one"))
+        # What is there at the start is in the first configuration, and waits for nothing.
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}", "/services/web/host_port": str(first)})
+        stack.enter_context(agent)
+        agent.wait(lambda: agent.get("/", port=first)[0] == 200, "the first port is served")
+        store.put({"/services/web/host_port": str(second), "/services/api/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: proxy(agent)["waiting"] is not None, "it waits")
+        waiting = proxy(agent)["waiting"]
+        assert (waiting["reasons"], waiting["services"]) == (["listener"], ["web"])
+        assert waiting["since"] < waiting["due"]
+        assert 'discovery_haproxy_waiting{reason="listener"} 1.0' in agent.status("/metrics")[1]
+        assert "a reload of HAProxy is due at" in services_of(agent, "web")
+        assert "a reload of HAProxy" not in services_of(agent, "api")
+        assert answers(agent, "api"), "what needs no reload does not wait"
+        store.put({"/services/web/host_port": str(first)})
+        agent.wait(lambda: proxy(agent)["waiting"] is None, "nobody asks for it any more")
+        agent.wait(lambda: agent.get("/", port=first)[0] == 200, "the first port is served as before")
+        assert reloads(agent) == {}
+
+
+def test_what_only_this_node_cannot_do_is_told_by_the_command(agent: Agent, store: Store) -> None:
+    with echo("taken") as taken, echo("one") as one, agent:
+        web = {"/services/web/hosts/0": f"127.0.0.1:{one}", "/services/web/host_port": str(taken)}
+        store.put(web | {"/services/api/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served but for its port")
+        agent.wait(lambda: "/services/web/host_port" in reasons(agent, "web"), "the reason is told")
+        assert agent.metric("discovery_quarantined_services") == 1
+        assert reasons(agent, "api") == {}
+
+
+# ---- an agent that is killed -------------------------------------------------------------------------
+
+
+def test_an_agent_that_is_killed_and_started_again_reloads_nothing(agent: Agent, store: Store) -> None:
+    with echo("one") as one, echo("two") as two, agent:
+        port = free_port()
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}", "/services/web/host_port": str(port)})
+        agent.wait(lambda: agent.get("/", port=port)[0] == 200, "web is served")
+        store.put({"/services/web/hosts/1": f"127.0.0.1:{two}"})
+        followed(agent, f"127.0.0.1:{two}")
+        with Load(agent.http_port, "web.x") as load:
+            master, worker = agent.haproxy_pids()[:2]
+            agent.kill()
+            agent.start()
+            assert proxy(agent)["reloads"] == {}
+            assert agent.haproxy_pids()[:2] == [master, worker]
+            store.put({"/services/web/hosts/0": f"127.0.0.1:{two}"})
+            followed(agent, f"127.0.0.1:{two} id 1")
+        assert load.failures == []
+        assert proxy(agent)["reloads"] == {}
+
+
+@pytest.mark.parametrize("haproxy_dies", [False, True], ids=["haproxy-lives", "haproxy-dies"])
+def test_what_was_changed_just_before_the_agent_was_killed_is_not_lost(
+    agent: Agent, store: Store, haproxy_dies: bool
+) -> None:
+    with echo("one") as one, echo("two") as two, agent:
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served")
+        changed = {"/services/web/hosts/0": f"127.0.0.1:{two}", "/services/new/hosts/0": f"127.0.0.1:{one}"}
+        store.put(changed)
+        agent.wait(lambda: served_by(agent, "web") == "two" and answers(agent, "new"), "the change runs")
+        agent.kill()
+        assert (served_by(agent, "web"), served_by(agent, "new")) == ("two", "one")
+        if haproxy_dies:
+            os.kill(agent.haproxy_pids()[0], 9)
+            agent.start()
+            assert (served_by(agent, "web"), served_by(agent, "new")) == ("two", "one")
+            return
+        with Load(agent.http_port, "new.x") as load:
+            agent.start()
+            assert (served_by(agent, "web"), served_by(agent, "new")) == ("two", "one")
+            done = load.total
+            until(lambda: load.total > done + 20, "it goes on")
+        assert load.failures == []
+        assert sum(proxy(agent)["reloads"].values()) <= 1
+
+
+def served_by(agent: Agent, name: str) -> str:
+    """The instance that answers for a service."""
+    status, body = agent.get("/", f"{name}.x")
+    return str(json.loads(body)["server"]) if status == 200 else f"{status}: {body}"
+
+
+def test_an_agent_that_is_told_to_stop_ends_its_haproxy_and_comes_back(agent: Agent, store: Store) -> None:
+    with echo("one") as one, agent:
+        store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
+        agent.wait(lambda: answers(agent), "web is served")
+        assert agent.stop() == 0
+        assert agent.haproxy_pids() == []
+        agent.start()
+        agent.wait(lambda: answers(agent), "web is served again")
+        assert reloads(agent) == {}

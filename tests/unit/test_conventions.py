@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from discovery.catalog import Attributes
-from discovery.errors import SchemaError
 from discovery.options import OPTIONS, one_of
 from discovery.schema import parse_name
 from discovery.sources.container import Binding, Port, read_container
@@ -378,10 +377,14 @@ def test_a_secret_by_name_is_never_extra(name: str) -> None:
     assert "hunter2" not in repr(said)
 
 
-def test_a_bad_guard_does_not_leave_the_door_open() -> None:
-    assert read_options({"allow": "10.0.0.0/8"}, {}, KNOWN).options == {"allow": "10.0.0.0/8"}
-    with pytest.raises(SchemaError, match="SERVICE_ALLOW: must be"):
-        read_options({"allow": "10.0.0.0/80"}, {}, KNOWN)
+@pytest.mark.parametrize("word", ["SERVICE_AUTH=alice:s3cret", "SERVICE_AUTH=", "SERVICE_ALLOW=10.0.0.0/80"])
+def test_a_bad_guard_lets_nobody_in(word: str) -> None:
+    outcome = register(container("published_fixed", word), ALL, NODE)
+    name = word.partition("=")[0]
+    options = outcome.registrations[0].instance.attributes.options
+    assert options == {name.removeprefix("SERVICE_").lower(): "nobody"}
+    assert outcome.problems[0].subject.endswith(name)
+    assert "s3cret" not in str(outcome)
 
 
 def test_extra_has_a_bound() -> None:

@@ -83,7 +83,7 @@ def test_no_edge_sees_it() -> None:
     settings = ProxySettings(Path("/run/discovery"), templates=())
     assert build(stored(UDP), settings).backends == {}
     (server,) = build(stored(UDP, TCP), settings).backends["dns"].servers
-    assert server.name == TCP.id
+    assert server.id == TCP.id
 
 
 def test_its_shared_keys_are_not_the_registrators_business() -> None:

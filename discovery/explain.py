@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from discovery.catalog import Attributes, Catalog, Instance, Problem, Registration, Service
 from discovery.errors import SchemaError
+from discovery.haproxy.routes import claim_hosts
 from discovery.schema import (
     SERVICES,
     instance_keys,
@@ -279,20 +280,31 @@ def _routed(
     if port not in http_ports and http_ports:
         reason = f"no service has host_port {port}, and HTTP is served on {_listed(http_ports)}"
         return Finding("route", "nobody listens there", (reason,)), None
-    label = "" if _is_address(host) else host.partition(".")[0].lower()
     segment = path.partition("?")[0].split("/")[1] if path.startswith("/") else ""
     reasons = []
-    for name, how in ((label, "first label of the host"), (segment, "first segment of the path")):
+    for name, how in (*_named_by_host(catalog, host), (segment, "the first segment of the path")):
         found = catalog.services.get(name)
         if not name:
-            reasons.append(f"there is no {how}, or it is an address")
+            reasons.append(f"{how}: there is none, or it is an address")
         elif found is None:
             reasons.append(f"{how}: no service is named {printable(name)!r}")
         elif not found.routed or found.scheme != "http":
             reasons.append(f"{how}: service {name} is no http service, it is reached by its host_port only")
         else:
-            return Finding("route", f"service {name}", (*reasons, f"the {how} names it")), name
+            return Finding("route", f"service {name}", (*reasons, f"{how} names it")), name
     return Finding("route", "answered by 404", tuple(reasons)), None
+
+
+def _named_by_host(catalog: Catalog, host: str) -> Iterator[tuple[str, str]]:
+    """The names of services that Host may mean, in the order in which the edge looks: name, and how."""
+    host = "" if _is_address(host) else host.lower()
+    label, _, parent = host.partition(".")
+    claims, _ = claim_hosts(catalog.services[name] for name in sorted(catalog.services))
+    if host in claims:
+        yield claims[host], f"option hosts, which has {host},"
+    yield label, "the first label of the host"
+    if f"*.{parent}" in claims:
+        yield claims[f"*.{parent}"], f"option hosts, which has *.{parent},"
 
 
 def _is_address(host: str) -> bool:

@@ -19,6 +19,7 @@ from tests.lab.wait import until
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
+PORT_TRIES = 10
 
 IMAGE = "busybox:local"
 APPLETS = (
@@ -217,8 +218,19 @@ class DockerEngine:
             **config,
         )
         if start:
-            self.client.start(created["Id"])
+            self._start_container(created["Id"])
         return str(created["Id"])
+
+    def _start_container(self, container_id: str) -> None:
+        """Start it, again when another engine of this machine took the port that this one chose."""
+        for last in (*([False] * (PORT_TRIES - 1)), True):
+            try:
+                self.client.start(container_id)
+            except docker.errors.APIError as error:
+                if last or "address already in use" not in str(error):
+                    raise
+            else:
+                return
 
     def remove_all(self) -> None:
         """Remove every container, and every network that is not the engine's own."""

@@ -64,8 +64,10 @@ class Controller:
         self._pacer = pacer
         self._on_change = on_change
         self._waits: Waiting | None = None
-        # How often templates changed, and how often they had when HAProxy was given what they make.
+        # How often templates changed, how often they had when they were read, and when HAProxy was given what
+        # they make.
         self._templates_seen = 0
+        self._templates_read = 0
         self._templates_loaded = 0
 
     # -- beginning
@@ -109,6 +111,7 @@ class Controller:
             self.running = Running(why="start")
         if self._templates_seen != self._templates_loaded:
             # Before anything is admitted: what was refused by the old ones may be taken by the new.
+            self._templates_read = self._templates_seen
             self._disk.forget_templates()
         wanted = model.without(self._taken_ports(model, alive=alive))
         if self.running.layout is None and self.running.why == "adopted":
@@ -176,8 +179,8 @@ class Controller:
         means = Means(
             checks, self._disk.spares, can_add=self._disk.knows_servers, capacity=self._disk.capacity
         )
-        planned = plan(running.layout, wanted, means)
         try:
+            planned = self._planned(running.layout, wanted, means)
             if planned.has_commands:
                 planned = self._carry_out(planned, wanted, means)
                 self.changes += 1
@@ -186,27 +189,33 @@ class Controller:
             self.running = Running(why="unverified")
             return ("unverified",), True
         reasons, is_urgent = planned.reasons, planned.is_urgent
+        self.running = Running(running.worker, planned.layout, wanted, is_complete=not is_urgent)
         if self._templates_seen != self._templates_loaded and self._templates_matter(wanted, planned.layout):
             reasons, is_urgent = (*reasons, "templates"), True
-        self.running = Running(running.worker, planned.layout, wanted, is_complete=not is_urgent)
+            self.running = replace(self.running, is_complete=False)
         return reasons, is_urgent
+
+    def _planned(self, running: Layout, wanted: Model, means: Means) -> Plan:
+        """The plan, which uses no slot again that is still in use."""
+        planned = plan(running, wanted, means)
+        busy = self._worker.busy(planned.reused) if planned.reused else frozenset()
+        return plan(running, wanted, replace(means, busy=busy)) if busy else planned
 
     def _carry_out(self, planned: Plan, wanted: Model, means: Means) -> Plan:
         """Do what is planned, and once more what did not come out so; the plan that was carried out."""
         left = self._worker.carry_out(planned, self.running.worker)
         if left is None:
             return planned
-        planned = plan(left, wanted, means)
+        planned = self._planned(left, wanted, means)
         if self._worker.carry_out(planned, self.running.worker) is not None:
             raise ApplyError("HAProxy's servers are not as they were told to be")
         return planned
 
     def _templates_matter(self, wanted: Model, running: Layout) -> bool:
         """Whether HAProxy would get other files by the templates as they are now."""
-        seen = self._templates_seen
         if self._disk.would_differ(wanted, running):
             return True
-        self._templates_loaded = seen
+        self._templates_loaded = self._templates_read
         return False
 
     def _recognize(self, wanted: Model) -> None:
@@ -226,13 +235,13 @@ class Controller:
         if seen != self._templates_loaded:
             self._disk.forget_templates()
         with self._disk.prepare(wanted, before.layout, alive=alive) as prepared:
+            # What cannot be written, as on a full disk, is known before anything is changed.
+            self._disk.save_state(self._former_state(prepared) if alive else NO_STATE)
             self._disk.promote()
             try:
                 if alive:
-                    self._disk.save_state(self._former_state(prepared))
                     self._engine.reload()
                 else:
-                    self._disk.save_state(NO_STATE)
                     self._engine.start()
             except ApplyError as error:
                 self._disk.roll_back()
@@ -296,7 +305,8 @@ class Controller:
 
     def audit(self) -> None:
         """See whether the worker is the one we know, with the servers we know; else have it mended."""
-        if self.running.layout is None:
+        layout = self.running.layout
+        if layout is None:
             return
         try:
             if self._worker.pid() != self.running.worker:
@@ -305,8 +315,19 @@ class Controller:
                 self._on_change()
             else:
                 self._straighten()
+                self._mend(layout)
         except ApplyError as error:
             log.warning("haproxy_not_audited", error=str(error))
+
+    def _mend(self, layout: Layout) -> None:
+        try:
+            commands = self._worker.mend(layout)
+        except ApplyError:
+            self.running = Running(why="unverified")
+            self._on_change()
+            raise
+        if commands:
+            log.warning("haproxy_mended", commands=_shown(commands))
 
     def follow(self) -> None:
         """Let the configuration on disk follow what runs. For any thread."""

@@ -271,7 +271,11 @@ class Disk:
         """Whether a new worker would get other files than those that are on disk."""
         with self._lock:
             layout = self._placed(self._quarantine.admit(model), running, running.held)
-            return self._renderer.render(layout) != self._generations.good()
+            try:
+                return self._renderer.render(layout) != self._generations.good()
+            except RenderError:
+                # Whose fault it is, and that the others go on without, is found in ``prepare``.
+                return True
 
     def forget_templates(self) -> None:
         """Templates changed: read them anew, and try again what was refused."""

@@ -15,6 +15,7 @@ from discovery.catalog import Scheme, Service
 from discovery.haproxy.certificates import Certificate
 from discovery.haproxy.directives import Checks, Directives, directives
 from discovery.haproxy.model import Backend, Listener, Model, Server, Shape
+from discovery.haproxy.routes import BACKENDS, HOSTS, MAPS, PORTS, routes_of
 from discovery.haproxy.settings import HeldPorts, join_address
 
 Numbers = Mapping[str, Mapping[str, int]]
@@ -114,6 +115,19 @@ class Layout:
         """The section that serves a service."""
         name = self.places.get(service)
         return None if name is None else self.sections[name]
+
+    def maps(self) -> Mapping[str, Mapping[str, str]]:
+        """The entries of the routing maps, by name of the map."""
+        entries: dict[str, dict[str, str]] = {name: {} for name in MAPS}
+        for place in self.places.values():
+            backend = self.sections[place].backend
+            if backend is not None:
+                for name, made in routes_of(backend.service).items():
+                    entries[name].update(made)
+        entries[BACKENDS].update(self.places)
+        entries[HOSTS].update(self.hosts)
+        entries[PORTS].update({str(port): service for port, service in self.ports.items()})
+        return entries
 
     @property
     def bound_ports(self) -> frozenset[int]:

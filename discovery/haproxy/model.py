@@ -117,21 +117,28 @@ class Model:
         )
 
     def without(self, ports: Mapping[int, str]) -> "Model":
-        """This model without the listeners on ``ports``, each reported with its reason."""
+        """This model without the listeners on ``ports``, each reported with its reason.
+
+        Nor is a tcp service in it whose listener that was, for nobody could reach it.
+        """
         left_out = tuple(
             port_problem(listener.service, listener.port, ports[listener.port])
             for listener in self.listeners
             if listener.port in ports
         )
+        if not left_out:
+            return self
         kept = tuple(listener for listener in self.listeners if listener.port not in ports)
-        return replace(self, listeners=kept, problems=self.problems + left_out) if left_out else self
+        gone = {each.service for each in self.listeners if each.mode == "tcp" and each.port in ports}
+        rest = replace(self, listeners=kept, problems=self.problems + left_out)
+        return rest.without_services(gone) if gone else rest
 
 
 def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = None) -> Model:
     """The model of a catalog, sharing the backends of ``previous`` whose service is the same object.
 
-    A tcp service without host_port cannot be reached through this proxy, and is not in it; neither is one
-    of UDP alone.
+    A tcp service without host_port, or with one that is refused, cannot be reached through this proxy, and is
+    not in it; neither is one of UDP alone.
     """
     known = previous.backends if previous else {}
     backends: dict[str, Backend] = {}
@@ -152,6 +159,9 @@ def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = No
     listeners, ports, refused = _listeners(backends.values(), settings)
     if not settings.https:
         problems += _unredirected(backends.values())
+    for problem in refused:
+        if problem.service is not None and backends[problem.service].mode == "tcp":
+            del backends[problem.service]
     hosts, unclaimed = claim_hosts(
         backend.service for backend in backends.values() if "hosts" in backend.service.options
     )

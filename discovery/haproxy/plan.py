@@ -13,7 +13,7 @@ from discovery.haproxy.certificate_commands import certificate_commands
 from discovery.haproxy.directives import Checks
 from discovery.haproxy.layout import Layout, Section, Slot, section_name
 from discovery.haproxy.model import Backend, Listener, Model, Server, Shape
-from discovery.haproxy.routes import BACKENDS, HOSTS, PORTS, routes_of
+from discovery.haproxy.routes import BACKENDS, HOSTS, PORTS, REDIRECT, routes_of
 from discovery.haproxy.settings import split_address
 
 
@@ -23,12 +23,14 @@ class Means:
 
     ``spares`` is how many spare sections a new worker has by mode. ``can_add`` is whether servers may be
     added beyond those of the configuration: not when its template may say more of them than we know.
+    ``busy`` are vacant slots that have requests under way, by name of the section and number.
     """
 
     checks: Checks | None = None
     spares: Mapping[Scheme, int] = field(default_factory=dict)
     can_add: bool = True
     capacity: int = 1000
+    busy: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ class Plan:
     def has_commands(self) -> bool:
         """Whether anything is to be done at runtime."""
         return bool(self.moves or self.commands or self.certificate_commands)
+
+    @property
+    def reused(self) -> tuple[str, ...]:
+        """The http sections with slots that are used again, and so perhaps still in use."""
+        names = dict.fromkeys(command.split()[2].partition("/")[0] for command in self.moves)
+        return tuple(name for name in names if self.layout.sections[name].shape.mode == "http")
 
 
 def plan(running: Layout, wanted: Model, means: Means) -> Plan:
@@ -214,7 +222,11 @@ class _Planner:
             elif server != slot.server:
                 self.adding.append(f"set server {section.name}/{slot.name} weight {server.weight}")
                 slots[slot.number] = Slot(slot.number, server)
-        vacant = [slot for slot in section.slots if slot.server is None]
+        vacant = [
+            slot
+            for slot in section.slots
+            if slot.server is None and (section.name, slot.number) not in self.means.busy
+        ]
         for server in wanted.values():
             if vacant:
                 slot = self._put(section, vacant.pop(0).number, server)
@@ -265,7 +277,8 @@ class _Planner:
             self._map(name, before.get(name, {}), after.get(name, {}))
 
     def _map(self, name: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-        if before is after:
+        if before is after or (name == REDIRECT and not self.running.certificates):
+            # Without https no rule reads the map of what is redirected there, and HAProxy does not know it.
             return
         for key, value in after.items():
             if key not in before:

@@ -6,19 +6,27 @@ none, or is refused in that too, is left out. It is tried again when what was re
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from discovery.catalog import Consequence, Problem
 from discovery.haproxy.certificates import Certificate
 from discovery.haproxy.layout import Layout
-from discovery.haproxy.model import Listener, Model, Shape
+from discovery.haproxy.model import Backend, Listener, Model, Shape
 from discovery.schema import service_prefix
+
+
+class _Good(NamedTuple):
+    """What HAProxy is known to take."""
+
+    shape: Shape
+    listener: Listener | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     shape: Shape
     listener: Listener | None
-    instead: Shape | None
+    instead: "_Good | None"
     reason: str
 
 
@@ -27,6 +35,8 @@ class Quarantine:
 
     def __init__(self) -> None:
         self._refusals: dict[str, _Refusal] = {}
+        # By the name of a service, its backend as it is wanted and as it is instead.
+        self._changed: dict[str, tuple[Backend, Backend]] = {}
         # By the name of a certificate, the one that was refused and the one in its place.
         self._certificates: dict[str, tuple[Certificate, Certificate | None]] = {}
 
@@ -43,16 +53,31 @@ class Quarantine:
             and refusal.listener == _listener(model, name)
         }
         self._refusals = refused
+        self._changed = {name: each for name, each in self._changed.items() if name in refused}
         if not refused:
             return model
         kept = model.without_services({name for name, each in refused.items() if each.instead is None})
-        changed = {
-            name: replace(kept.backends[name], shape=refusal.instead)
-            for name, refusal in refused.items()
-            if refusal.instead is not None
-        }
+        instead = {name: each.instead for name, each in refused.items() if each.instead is not None}
+        changed = {name: self._in_shape(kept.backends[name], good.shape) for name, good in instead.items()}
         problems = (_problem(name, refusal) for name, refusal in refused.items())
-        return replace(kept, backends={**kept.backends, **changed}, problems=(*model.problems, *problems))
+        others = [each for each in kept.listeners if each.service not in instead]
+        taken = {each.port for each in others} | kept.ports.keys()
+        former = [good.listener for good in instead.values() if good.listener is not None]
+        listeners = [*others, *(each for each in former if each.port not in taken)]
+        return replace(
+            kept,
+            backends={**kept.backends, **changed},
+            listeners=tuple(sorted(listeners, key=lambda each: each.port)),
+            problems=(*model.problems, *problems),
+        )
+
+    def _in_shape(self, backend: Backend, shape: Shape) -> Backend:
+        """The backend in another shape: the same object for the same backend, so that it is no change."""
+        known = self._changed.get(backend.name)
+        if known is None or known[0] is not backend or known[1].shape != shape:
+            service = replace(backend.service, scheme=shape.mode)
+            known = self._changed[backend.name] = backend, replace(backend, service=service, shape=shape)
+        return known[1]
 
     def refuse(self, reasons: Mapping[str, str], model: Model, running: Layout | None) -> bool:
         """Take up services of ``model``, as it was before ``admit``; whether that makes a difference.
@@ -66,12 +91,16 @@ class Quarantine:
                 continue
             section = running.section_of(name) if running else None
             known = self._refusals.get(name)
-            instead = section.shape if section is not None and known is None else None
-            if instead == backend.shape:
+            listener = _listener(model, name)
+            instead = None
+            if running is not None and section is not None and known is None:
+                own = next((each for each in running.listeners if each.service == name), None)
+                instead = _Good(section.shape, own)
+            if instead == (backend.shape, listener):
                 instead = None
             if known is not None and known.instead is None:
                 continue
-            self._refusals[name] = _Refusal(backend.shape, _listener(model, name), instead, reason)
+            self._refusals[name] = _Refusal(backend.shape, listener, instead, reason)
             changed = True
         return changed
 

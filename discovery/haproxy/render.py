@@ -15,7 +15,7 @@ from discovery.haproxy.certificates import certificate_files
 from discovery.haproxy.directives import Checks
 from discovery.haproxy.layout import Layout, Section
 from discovery.haproxy.model import CHECK_INTERVAL_MS, Listener, Model
-from discovery.haproxy.routes import BACKENDS, HOSTS, MAPS, PORTS, map_text, routes_of
+from discovery.haproxy.routes import map_text
 from discovery.haproxy.settings import ProxySettings, join_address, split_address
 from discovery.templating import Templates
 
@@ -124,7 +124,8 @@ class Renderer:
         )
         if "\0" in config:
             raise RenderError("haproxy.cfg.j2: the text contains a NUL, which would end the configuration")
-        return {CONFIG: config, **_maps(layout), **certificate_files(layout.certificates)}
+        maps = {name: map_text(entries) for name, entries in layout.maps().items()}
+        return {CONFIG: config, **maps, **certificate_files(layout.certificates)}
 
     def _max_connections(self, layout: Layout) -> int:
         """What fits into the files that HAProxy may open, at two a connection.
@@ -182,20 +183,6 @@ def _view(section: Section, checks: Checks | None) -> BackendView:
     return BackendView(
         section.name, section.shape.mode, service, said.sections, said.lines, said.server, servers
     )
-
-
-def _maps(layout: Layout) -> Mapping[str, str]:
-    """The texts of the routing maps by file name."""
-    entries: dict[str, dict[str, str]] = {name: {} for name in MAPS}
-    for place in layout.places.values():
-        backend = layout.sections[place].backend
-        if backend is not None:
-            for name, made in routes_of(backend.service).items():
-                entries[name].update(made)
-    entries[BACKENDS].update(layout.places)
-    entries[HOSTS].update(layout.hosts)
-    entries[PORTS].update({str(port): service for port, service in layout.ports.items()})
-    return {name: map_text(made) for name, made in entries.items()}
 
 
 def binds_of(files: Mapping[str, str]) -> frozenset[tuple[str, int]]:

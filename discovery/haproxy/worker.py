@@ -4,13 +4,13 @@ import csv
 import re
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from discovery.errors import ApplyError
 from discovery.haproxy.certificate_commands import run_certificate_commands
 from discovery.haproxy.layout import Layout
 from discovery.haproxy.plan import Plan
-from discovery.haproxy.routes import BACKENDS, HOSTS, PORTS
 from discovery.haproxy.state import States, misfits, observed, parse_states
 
 _COMMAND_BYTES = 15_000
@@ -21,9 +21,13 @@ _LOOK_SECONDS = 0.001
 _FEW = 20
 """Of more sections than this the states are read all at once."""
 
+_CONNECTIONS = re.compile(r"^(\S+)/s([1-9][0-9]*) \S+ \S+ \S+ - \S+ ([0-9]+) ", re.MULTILINE)
+"""A row of ``show servers conn``: section, number, and how many connections have a request."""
+
 _PID = re.compile(r"^Pid: (\d+)$", re.MULTILINE)
 _FOUND = re.compile(r'found=(?:no|yes, .*?value="([^"]*)")')
 _OPEN = "OPEN"
+_NO_MAP = "Unknown map identifier"
 
 
 class Worker:
@@ -93,24 +97,62 @@ class Worker:
                 raise ApplyError(f"HAProxy does not move {left[0]}: {answers.strip()[:500]}")
             select.select((), (), (), _LOOK_SECONDS)
 
+    def busy(self, names: Sequence[str]) -> frozenset[tuple[str, int]]:
+        """The slots of these sections with a request under way, by name of the section and number.
+
+        When it is over, its connection is kept for more of them: by then nobody else may have the slot, or
+        his requests would go to the one that was there before.
+        """
+        few = [f"show servers conn {name}" for name in names] if len(names) <= _FEW else ["show servers conn"]
+        rows = _CONNECTIONS.finditer("".join(self._ask(line) for line in few))
+        return frozenset((row[1], int(row[2])) for row in rows if row[1] in names and row[3] != "0")
+
     def is_as(self, layout: Layout) -> bool:
         """Whether the worker is as this layout says: its sections, servers and maps."""
         present = set(self._ask("show backend").split())
         if not layout.sections.keys() <= present or misfits(layout.sections.values(), self.states()):
             return False
-        wanted = (
-            (BACKENDS, layout.places),
-            (PORTS, {str(port): service for port, service in layout.ports.items()}),
-        )
-        if any(self._map(name) != dict(entries) for name, entries in wanted):
-            return False
-        hosts = self._map(HOSTS)
-        return all(hosts.get(host) == service for host, service in layout.hosts.items())
+        return not any(self._strays(layout))
 
-    def _map(self, name: str) -> dict[str, str]:
-        """The entries of a map."""
-        rows = (line.split(" ") for line in self._ask(f"show map {name}").splitlines())
-        return {row[1]: row[2] for row in rows if len(row) == 3}
+    def mend(self, layout: Layout) -> tuple[str, ...]:
+        """Put right what maps and listeners are not as this layout says; the commands it took.
+
+        Raises ApplyError when they are not as they should be all the same.
+        """
+        commands = tuple(self._strays(layout))
+        if commands:
+            answers = "".join(self._ask(line) for line in _lines(commands))
+            if any(self._strays(layout)):
+                raise ApplyError(f"HAProxy's maps and listeners cannot be mended: {answers.strip()[:500]}")
+        return commands
+
+    def _strays(self, layout: Layout) -> Iterator[str]:
+        """The commands that make maps and listeners be as this layout says."""
+        for name, wanted in layout.maps().items():
+            answer = self._ask(f"show map {name}")
+            if answer.startswith(_NO_MAP):
+                # A template of the user's own has no use for it.
+                continue
+            found = [row for line in answer.splitlines() if len(row := line.split(" ")) == 3]
+            seen = Counter(key for _, key, _ in found)
+            for _, key, value in found:
+                if key not in wanted:
+                    yield f"del map {name} {key}"
+                elif seen[key] == 1 and value != wanted[key]:
+                    yield f"set map {name} {key} {wanted[key]}"
+                elif seen[key] > 1:
+                    # Of two the first counts, and they can only go together.
+                    yield f"del map {name} {key}"
+            yield from (f"add map {name} {key} {value}" for key, value in wanted.items() if seen[key] != 1)
+        paused = {each.name for each in layout.paused}
+        for name, is_open in self._frontends().items():
+            if is_open is (name in paused):
+                yield f"{'disable' if is_open else 'enable'} frontend {name}"
+
+    def _frontends(self) -> Mapping[str, bool]:
+        """Whether each frontend takes connections, by its name."""
+        rows = csv.DictReader(self._ask("show stat -1 1 -1").removeprefix("# ").splitlines())
+        return {row["pxname"]: row["status"] == _OPEN for row in rows}
 
     def _check_maps(self, commands: Iterable[str], answers: str) -> None:
         wanted = dict(_map_entries(commands))
@@ -129,8 +171,7 @@ class Worker:
         }
         if not wanted:
             return
-        rows = csv.DictReader(self._ask("show stat -1 1 -1").removeprefix("# ").splitlines())
-        is_open = {row["pxname"]: row["status"] == _OPEN for row in rows}
+        is_open = self._frontends()
         if any(is_open.get(name) is not state for name, state in wanted.items()):
             raise ApplyError(f"HAProxy's listeners are not as they should be: {answers.strip()[:500]}")
 

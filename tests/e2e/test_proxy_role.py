@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -374,3 +375,59 @@ def test_an_agent_that_is_told_to_stop_ends_its_haproxy_and_comes_back(agent: Ag
         agent.start()
         agent.wait(lambda: answers(agent), "web is served again")
         assert reloads(agent) == {}
+
+
+# ---- quarantine, and old workers ---------------------------------------------------------------------
+
+
+def test_a_service_that_haproxy_refuses_has_its_reason_told_and_keeps_nobody_from_changing(
+    tmp_path: Path, agent: Agent, store: Store
+) -> None:
+    packaged = Path(__file__).parents[2] / "templates" / "haproxy" / "backend.cfg.j2"
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    bad = '{% if backend.service and backend.service.name == "bad" %}\n    nonsense\n{% endif %}\n'
+    (templates / "backend.cfg.j2").write_text(packaged.read_text() + bad)
+    agent.arguments += [f"--templates={templates}", "--proxy-reload-interval-seconds=0"]
+    with echo("one") as one, echo("two") as two, agent:
+        store.put({f"/services/{name}/hosts/0": f"127.0.0.1:{one}" for name in ("good", "bad")})
+        agent.wait(lambda: answers(agent, "good"), "the good one is served")
+        agent.wait(lambda: "/services/bad" in reasons(agent, "bad"), "the reason is told")
+        assert "HAProxy refuses it" in reasons(agent, "bad")["/services/bad"]
+        assert "nonsense" in reasons(agent, "bad")["/services/bad"]
+        assert reasons(agent, "good") == {}
+        assert agent.metric("discovery_quarantined_services") == 1
+        store.put({"/services/good/hosts/0": f"127.0.0.1:{two}"})
+        agent.wait(lambda: served_by(agent, "good") == "two", "the good one goes on changing")
+        assert agent.get("/", "bad.x")[0] == 404
+        (templates / "backend.cfg.j2").write_text(packaged.read_text())
+        agent.wait(lambda: answers(agent, "bad"), "it is served once HAProxy takes it")
+        agent.wait(lambda: agent.metric("discovery_quarantined_services") == 0, "and it is told")
+
+
+def test_what_keeps_an_old_worker_is_told(agent: Agent, store: Store) -> None:
+    tcp, another = free_ports(2)
+    with echo("one") as one, agent:
+        address = f"127.0.0.1:{one}"
+        db = {
+            "/services/db/scheme": "tcp",
+            "/services/db/host_port": str(tcp),
+            "/services/db/hosts/0": address,
+        }
+        store.put(db)
+        agent.wait(lambda: agent.get("/", port=tcp)[0] == 200, "db is served")
+        agent.wait(lambda: proxy(agent)["old_workers"] == [], "no other worker is left")
+        before = proxy(agent)["reloads"]
+        with socket.create_connection(("127.0.0.1", tcp), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: db\r\n\r\n")
+            assert client.recv(4096)
+            store.put({"/services/web/hosts/0": address, "/services/web/host_port": str(another)})
+            agent.wait(lambda: agent.get("/", port=another)[0] == 200, "a reload for web")
+            assert proxy(agent)["reloads"] != before
+            agent.wait(lambda: len(proxy(agent)["old_workers"]) == 1, "the old worker is told of")
+            (worker,) = proxy(agent)["old_workers"]
+            assert worker["pid"] in agent.haproxy_pids()
+            assert worker["backends"] == {"service:db": 1}
+            assert agent.metric("discovery_haproxy_old_workers") == 1
+            assert agent.metric("discovery_haproxy_old_connections") == 1
+        agent.wait(lambda: proxy(agent)["old_workers"] == [], "it ends with its last connection")

@@ -65,6 +65,7 @@ class _Echo(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         seen = {
             "server": self.server.name,  # type: ignore[attr-defined]
+            "address": join_address(*self.connection.getsockname()[:2]),
             "method": self.command,
             "path": self.path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
@@ -86,14 +87,18 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     name: str
 
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, _Echo)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A health check resets its connection; that is no news."""
 
 
 @contextmanager
-def echo(name: str = "echo", port: int = 0) -> Iterator[int]:
-    """An HTTP server that tells what it was asked; yields its port."""
-    server = _Server(("127.0.0.1", port), _Echo)
+def echo(name: str = "echo", port: int = 0, host: str = "127.0.0.1") -> Iterator[int]:
+    """An HTTP server that tells what it was asked, and at which address; yields its port."""
+    server = _Server((host, port))
     server.name = name
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ import pytest
 
 from discovery.catalog import Instance, Service
 from discovery.config import SETTINGS, Settings, load
+from discovery.haproxy.render import BackendView, ServerView
 from discovery.options import ANY, OPTIONS
 from discovery.template_files import TemplateFile
 from discovery.templating import Templates
@@ -84,6 +85,33 @@ def test_every_sample_template_renders(tmp_path: Path, page: str, text: str) -> 
     (tmp_path / "sample.j2").write_text(text)
     web = Service("web", instances=(Instance("0", "10.0.0.5", 80),))
     assert "10.0.0.5:80" in Templates(tmp_path).render("sample.j2", services=[web])
+
+
+def test_every_reason_of_a_reload_is_documented() -> None:
+    """A reason is a word in the code where it is found out."""
+    code = "".join(each.read_text() for each in (DOCS.parent / "discovery" / "haproxy").glob("*.py"))
+    found = re.findall(
+        r'reasons\["(\w+)"\]|why(?:: str = |=)"(\w+)"|start_last_good\("(\w+)"\)|\(\*reasons, "(\w+)"\)', code
+    )
+    reasons = {word for words in found for word in words if word}
+    _, _, table = (DOCS / "how-it-works.md").read_text().partition("| reason |")
+    cells = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert {word for cell in cells for word in re.findall(r"`(\w+)`", cell)} == reasons | {"adopted"}
+    assert len(reasons) > 10
+
+
+def test_every_part_of_a_backend_that_a_template_sees_is_documented() -> None:
+    page = (DOCS / "templates.md").read_text()
+    for field in fields(BackendView):
+        assert f"`backend.{field.name}`" in page
+    for field in fields(ServerView):
+        assert f"`{field.name}`" in page
+
+
+def test_every_template_is_documented() -> None:
+    page = (DOCS / "templates.md").read_text()
+    for template in (DOCS.parent / "templates" / "haproxy").glob("*.j2"):
+        assert f"`{template.name}`" in page
 
 
 def test_every_setting_of_a_template_file_is_documented() -> None:

@@ -297,7 +297,8 @@ def wanted_maps(layout: Layout) -> dict[str, dict[str, str]]:
         backend = layout.sections[place_].backend
         assert backend is not None
         for map_, entries in routes_of(backend.service).items():
-            maps[map_] |= entries
+            # Without a certificate HAProxy does not know the map of what is redirected to https.
+            maps[map_] |= entries if map_ != REDIRECT or layout.certificates else {}
         maps[BACKENDS][name] = place_
     maps[HOSTS] |= layout.hosts
     maps[PORTS] = {str(port): service for port, service in layout.ports.items()}

@@ -109,7 +109,7 @@ has its networks all the same, but starts no container on them."""
 @contextlib.contextmanager
 def parents() -> Iterator[None]:
     ip = need("ip")
-    subprocess.run([ip, *"link add dtcap0 type veth peer name dtcap1".split()], check=True)
+    subprocess.run([ip, *["link", "add", "dtcap0", "type", "veth", "peer", "name", "dtcap1"]], check=True)
     try:
         for name in ("dtcap0", "dtcap1"):
             subprocess.run([ip, "link", "set", name, "up"], check=True)

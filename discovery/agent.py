@@ -21,6 +21,7 @@ from discovery.follow import QUIET_SECONDS, Applier, Follower
 from discovery.haproxy.apply import HAProxy
 from discovery.lastgood import LastGood
 from discovery.node import find_node
+from discovery.notify import Notifier, Report, keep_told
 from discovery.pathwatch import PathWatch
 from discovery.registrator import Registrator
 from discovery.schema import SERVICES
@@ -41,12 +42,21 @@ SIGNAL_SECONDS = 0.1
 """How soon a signal is acted on."""
 
 
-def run_agent(configuration: Configuration, store: Store, wanted: tuple[str, ...] | None) -> None:
+def run_agent(
+    configuration: Configuration,
+    store: Store,
+    wanted: tuple[str, ...] | None,
+    notifier: Notifier | None = None,
+) -> None:
     """Run these roles, or those of the settings, until a signal ends it. Raises what ends it otherwise."""
     with stop_on_signals() as stop:
         agent = Agent(configuration, store, wanted, stop)
+        told = threading.Thread(
+            target=keep_told, args=(notifier or Notifier(), agent.report, stop), name="notify", daemon=True
+        )
         try:
             agent.start()
+            told.start()
             stop.wait()
         finally:
             agent.stop()
@@ -159,6 +169,28 @@ class Agent:
             self._haproxy.stop(leave_running=failure is not None)
         if failure is not None:
             raise failure
+
+    def report(self) -> Report:
+        """What a supervisor is told: ready when `/readyz` says so."""
+        readiness = self._readiness()
+        waiting = [part for part, ready in readiness.items() if not ready]
+        latest = self._feed.latest
+        services = len(latest.value.services) if latest else 0
+        registrator = self._registrator
+        state = f"{services} services"
+        if registrator is not None:
+            state += f", {registrator.status.registered} instances registered"
+        if self._watcher is not None and not self._watcher.connected:
+            state += ", the store is out of reach"
+        return Report(
+            ready=not waiting,
+            status=f"waits for {', '.join(waiting)}; {state}" if waiting else state,
+            stuck=(
+                *self._inward.stuck,
+                *self._outward.stuck,
+                *(registrator.stuck if registrator is not None else ()),
+            ),
+        )
 
     def _try(self, role: str, build: Callable[[], None]) -> bool:
         """Start a role; whether it runs. One that nobody asked for by name may lack its ground."""

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Scheme = Literal["http", "tcp"]
+Protocol = Literal["tcp", "udp"]
 Consequence = Literal["left out", "kept at its last good value", "reported"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What a registrator tells of an instance beyond its address; every part is optional."""
+    """What a registrator tells of an instance beyond its address; every part is optional.
+
+    ``extra`` is what its container says besides, for templates: nothing of ours depends on it.
+    """
 
     scheme: Scheme | None = None
     host_port: int | None = None
@@ -24,17 +28,22 @@ class Attributes:
     image: str | None = None
     tags: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One address that serves. ``host`` is an IPv4 or IPv6 address in canonical text, without brackets."""
+    """One address that serves. ``host`` is an IPv4 or IPv6 address in canonical text, without brackets.
+
+    ``protocol`` is what its port is of: one of UDP is found by DNS, and by nobody who speaks TCP.
+    """
 
     id: str
     host: str
     port: int
     attributes: Attributes = Attributes()
+    protocol: Protocol = "tcp"
 
     @property
     def address(self) -> str:
@@ -56,6 +65,9 @@ class Service:
 
     ``host_port`` is the port every edge listens on for it, if it won that port. ``options`` are
     validated, canonical texts by option name: what instances ask for, overlaid with the operator's word.
+
+    ``udp`` are the instances that speak UDP; ``instances`` are those of TCP. A service of which only UDP is
+    known is not ``routed``: no edge has anything to do with it.
     """
 
     name: str
@@ -63,6 +75,8 @@ class Service:
     host_port: int | None = None
     instances: tuple[Instance, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    udp: tuple[Instance, ...] = ()
+    routed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from discovery import __version__, logs, views
 from discovery.catalog import Catalog
 from discovery.config import SETTINGS, Configuration, Setting, load
 from discovery.errors import AgentUnavailable, ConfigError, DiscoveryError, SchemaError, UsageError
+from discovery.gliderlabs import store_url, translate
 from discovery.status.ask import ask_agent
 from discovery.stores import StoreOptions, open_store
 from discovery.stores.base import Store
@@ -27,6 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _EVERYWHERE = ("state_dir", "store.", "log.")
 _COMMON = (*_EVERYWHERE, "node.")
 _PROXY = ("proxy.",)
+_ENGINE = ("docker.url", "docker.ca_file", "docker.cert_file", "docker.key_file")
 _ALL = tuple(setting.key for setting in SETTINGS)
 
 
@@ -50,8 +52,8 @@ def _with_settings(*prefixes: str) -> Callable[[F], F]:
 def _option(setting: Setting) -> Callable[[F], F]:
     text = f"{setting.field.description} [{setting.key}]"
     if setting.is_switch:
-        return click.option(setting.flag, _parameter(setting), is_flag=True, default=None, help=text)
-    return click.option(setting.flag, _parameter(setting), metavar="VALUE", help=text)
+        return click.option(*setting.flags, _parameter(setting), is_flag=True, default=None, help=text)
+    return click.option(*setting.flags, _parameter(setting), metavar="VALUE", help=text)
 
 
 def _parameter(setting: Setting) -> str:
@@ -112,14 +114,16 @@ def cli(**_flags: object) -> None:
 def _run_role(context: click.Context, /, role: str | None) -> None:
     """Run one role alone, or for None those of the settings."""
     from discovery.agent import run_agent
+    from discovery.notify import take_notifier
 
     configuration = _configuration(context)
+    notifier = take_notifier(os.environ, os.getpid())
     wanted: tuple[str, ...] | None = None if role is None else (role,)
     # Not by the file, which several processes of one node may share: only one can have the address.
     if wanted and configuration.origins["status.listen"].startswith(("flag", "environment")):
         wanted = (*wanted, "status")
     with _store(configuration) as store:
-        run_agent(configuration, store, wanted)
+        run_agent(configuration, store, wanted, notifier)
 
 
 @cli.command()
@@ -130,11 +134,25 @@ def agent(context: click.Context, /, **_flags: object) -> None:
     _run_role(context, None)
 
 
-@cli.command()
+class _LikeGliderlabs(click.Command):
+    """Understands the arguments of gliderlabs' registrator as well."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, translate(args))
+
+
+@cli.command(cls=_LikeGliderlabs)
+@click.argument("registry", required=False)
 @_with_settings(*_COMMON, "docker.", "registrator.", "status.")
 @click.pass_context
-def registrator(context: click.Context, /, **_flags: object) -> None:
-    """Run the registrator alone: keep this engine's containers registered."""
+def registrator(context: click.Context, /, registry: str | None, **_flags: object) -> None:
+    """Run the registrator alone: keep this engine's containers registered.
+
+    The arguments of gliderlabs' registrator are understood: its flags, and a REGISTRY such as
+    etcd://HOST:2379 in place of --store.
+    """
+    if registry is not None:
+        context.params["store__url"] = store_url(registry, context.params.get("store__url"))
     _run_role(context, "registrator")
 
 
@@ -177,7 +195,7 @@ def accept(context: click.Context, /, wait: float, **_flags: object) -> None:
 
 
 @cli.command()
-@_with_settings(*_COMMON, "dns.", "docker.url", "registrator.ttl_seconds", "status.")
+@_with_settings(*_COMMON, *_ENGINE, "dns.", "registrator.ttl_seconds", "status.")
 @click.pass_context
 def dns(context: click.Context, /, **_flags: object) -> None:
     """Run the resolver alone: answer the zone, forward the rest."""
@@ -191,22 +209,32 @@ def dns(context: click.Context, /, **_flags: object) -> None:
 @click.option("--scheme", help="http or tcp", metavar="SCHEME")
 @click.option("--host-port", help="port on which every edge serves it", metavar="PORT")
 @click.option("--check", help="tcp or http:/PATH: announce only while this succeeds", metavar="CHECK")
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    help="seconds between telling the edges of the end and the end",
+    metavar="SECONDS",
+)
 @_with_settings(*_COMMON, "registrator.ttl_seconds")
 @click.pass_context
 def announce(
     context: click.Context, /, name: str, address: str, command: tuple[str, ...], **flags: Any
 ) -> None:
-    """Announce ADDRESS (ip:port) as an instance of NAME while this runs.
+    """Announce ADDRESS (ip:port, or :port for this node's) as an instance of NAME while this runs.
 
-    With a COMMAND after --, run it, announce it while it runs, and end with its exit status.
+    With a COMMAND after --, run it, announce it while it runs, and end with its exit status. On a signal the
+    edges stop sending it requests first, for --drain seconds, and only then it gets the signal.
     """
-    from discovery.agent import stop_on_signals
-    from discovery.announced import run_announced
+    from discovery.announced import run_announced, run_announcement
+    from discovery.notify import take_notifier
     from discovery.roles import announcer
 
     configuration = _configuration(context)
+    notifier = take_notifier(os.environ, os.getpid())
     with _store(configuration) as store:
-        registrator = announcer(
+        announcement = announcer(
             configuration.settings,
             store,
             name,
@@ -215,10 +243,10 @@ def announce(
             host_port=flags["host_port"],
             check=flags["check"],
         )
+        drain_seconds = flags["drain"]
         if command:
-            sys.exit(run_announced(command, registrator))
-        with stop_on_signals() as stop:
-            registrator.run(stop)
+            sys.exit(run_announced(command, announcement, drain_seconds=drain_seconds, notifier=notifier))
+        run_announcement(announcement, drain_seconds=drain_seconds, notifier=notifier)
 
 
 @cli.command()
@@ -352,6 +380,60 @@ def unset(
         store.delete(keys)
     for key in keys:
         click.echo(f"{key} removed")
+
+
+@cli.command()
+@click.argument("subject", metavar="CONTAINER|NAME|URL")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@_with_settings(*_COMMON, *_PROXY, "docker.", "registrator.")
+@click.pass_context
+def explain(context: click.Context, /, subject: str, as_json: bool, **_flags: object) -> None:
+    """Say why a container, a service or a URL is, or is not, registered, routed, answered.
+
+    Run it on the node of the container, with the settings of its registrator.
+    """
+    from discovery.inquiry import inquire
+
+    configuration = _configuration(context)
+    answer = inquire(subject, configuration.settings, lambda: _store(configuration))
+    if as_json:
+        click.echo(json.dumps(answer.document()))
+    else:
+        for line in answer.lines():
+            click.echo(line)
+    if not answer.explanations:
+        if answer.unknown:
+            sys.exit(FAILED)
+        raise UsageError(f"there is no container and no service {subject!r}")
+
+
+@cli.command()
+@click.argument("container")
+@click.option(
+    "--drain",
+    "drain_seconds",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="how long requests under way are given once every edge has confirmed",
+    metavar="SECONDS",
+)
+@_with_settings(*_COMMON, "docker.", "registrator.ttl_seconds")
+@click.pass_context
+def stop(context: click.Context, /, container: str, drain_seconds: float, **_flags: object) -> None:
+    """Take CONTAINER out of rotation on every edge, and stop it then.
+
+    Run it on the node of the container, with the settings of its agent.
+    """
+    from discovery.roles import stopper
+    from discovery.stop import Times
+
+    configuration = _configuration(context)
+    settings = configuration.settings
+    with _store(configuration) as store:
+        # An edge that is told of much tells of it three times in a TTL.
+        times = Times(settings.registrator.ttl_seconds / 3 + 5, drain_seconds)
+        stopper(settings, store, click.echo).run(container, times)
 
 
 @cli.command()

@@ -16,7 +16,8 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from discovery.errors import ConfigError
+from discovery.errors import ConfigError, SchemaError
+from discovery.tags import split_tags
 from discovery.template_files import TemplateFile, parse_template
 
 ROLES = ("registrator", "proxy", "dns", "status")
@@ -40,9 +41,35 @@ Count = Annotated[int, Field(ge=1)]
 WholeSeconds = Annotated[int, Field(ge=1, le=2_000_000)]
 
 
-def _setting(default: Any, description: str, flag: str | None = None, *, secret: bool = False) -> Any:
-    """A field of a section; ``flag`` where it is not the one made from the key."""
-    return Field(default, description=description, json_schema_extra={"flag": flag, "secret": secret})
+def _split_tags(value: object) -> object:
+    """As flags and environment give tags, with `\\,` for a comma in one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return split_tags(value)
+    except SchemaError as error:
+        raise ValueError(str(error)) from None
+
+
+Tags = Annotated[tuple[str, ...], BeforeValidator(_split_tags)]
+Conventions = Annotated[
+    tuple[Literal["registrator", "nginx-proxy", "compose", "compose-service"], ...],
+    BeforeValidator(_split),
+    Field(min_length=1),
+]
+
+
+def _setting(
+    default: Any,
+    description: str,
+    flag: str | None = None,
+    *,
+    alias: str | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field of a section; ``flag`` where it is not the one made from the key, ``alias`` another one."""
+    extra: dict[str, Any] = {"flag": flag, "alias": alias, "secret": secret}
+    return Field(default, description=description, json_schema_extra=extra)
 
 
 class _Section(BaseModel):
@@ -69,6 +96,7 @@ class NodeSettings(_Section):
         None,
         "this node's address: an address, an interface or a CIDR; default by the default route",
         "--address",
+        alias="--ip",
     )
 
 
@@ -76,15 +104,47 @@ class DockerSettings(_Section):
     """The Docker engine whose containers are registered."""
 
     url: str | None = _setting(None, "the engine; default DOCKER_HOST, else the standard socket", "--docker")
+    ca_file: Path | None = _setting(
+        None,
+        "PEM file of the authority that signed the engine's certificate",
+    )
+    cert_file: Path | None = _setting(None, "PEM file of our client certificate for the engine")
+    key_file: Path | None = _setting(None, "PEM file of our client key for the engine")
     internal: bool = _setting(False, "register containers' own addresses and ports", "--internal")
     explicit: bool = _setting(False, "register only containers that carry SERVICE_NAME", "--explicit")
+    network: str | None = _setting(
+        None,
+        "of several networks the one whose address is registered; default the first by name",
+        "--network",
+    )
+    tags: Tags = _setting((), "tags that every instance gets", "--tags")
+    conventions: Conventions = _setting(
+        ("registrator",),
+        "whose words containers are read by: `registrator`, `nginx-proxy`, `compose` (names are"
+        " PROJECT-SERVICE), `compose-service` (names are SERVICE)",
+        "--conventions",
+    )
+    check_commands: bool = _setting(False, "run SERVICE_CHECK_CMD in containers, by exec", "--check-commands")
 
 
 class RegistratorSettings(_Section):
     """How instances are kept alive in the store."""
 
     ttl_seconds: Seconds = _setting(30.0, "life of a key without renewal", "--ttl")
+    refresh_seconds: Seconds | None = _setting(
+        None, "how often a key is renewed, less than its life; default a third of that", "--ttl-refresh"
+    )
     relist_seconds: Seconds = _setting(60.0, "at least this often everything is compared", "--resync")
+    grace_seconds: SecondsFromZero = _setting(
+        0.0,
+        "how long after its start a container is registered although its HEALTHCHECK has no verdict yet",
+        "--grace",
+    )
+    stop_seconds: SecondsFromZero = _setting(
+        0.0,
+        "how long after its stop signal a container is expected to end, where that is more than it asks for"
+        " itself; for `docker stop -t`",
+    )
 
 
 class ProxySettings(_Section):
@@ -224,6 +284,12 @@ class Setting:
     def environment(self) -> str:
         """Its variable."""
         return "DISCOVERY_" + self.flag.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its flag, and another one that some know it by."""
+        alias = _extra(self.field)["alias"]
+        return (self.flag, alias) if alias else (self.flag,)
 
     @property
     def secret(self) -> bool:

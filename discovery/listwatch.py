@@ -51,11 +51,13 @@ def list_and_watch(
     stop: threading.Event,
     *,
     relist_seconds: float = math.inf,
+    patience_seconds: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Keep ``reader`` current until ``stop``; errors of the store are waited out, with back-off.
 
     Everything is listed again when history was lost, after an outage, and about every ``relist_seconds``.
+    ``patience_seconds`` is as in ``Store.watch``.
     """
     backoff = Backoff(first_seconds=0.2, most_seconds=5)
     after_outage = False
@@ -67,7 +69,7 @@ def list_and_watch(
             after_outage = False
             relist_due = asked_at + relist_seconds * random.uniform(0.8, 1.2)
             # Every watch is a generator; the protocol promises only what readers need, an iterator.
-            watch = cast("Generator[Changes]", store.watch(prefix, snapshot.revision))
+            watch = cast("Generator[Changes]", store.watch(prefix, snapshot.revision, patience_seconds))
             with contextlib.closing(watch):
                 for changes in watch:
                     if stop.is_set():

@@ -8,7 +8,7 @@ import structlog
 
 from discovery.errors import StoreError
 from discovery.listwatch import Listing, list_and_watch
-from discovery.schema import SERVICES, split_key
+from discovery.schema import SERVICES, is_instance, split_key
 from discovery.stores.base import Changes, Entry, Store
 
 log = structlog.get_logger(__name__)
@@ -24,7 +24,12 @@ class Mirror:
     """
 
     def __init__(
-        self, store: Store, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        patience_seconds: float | None = None,
     ) -> None:
         self.interest: frozenset[str] = frozenset()
         self.ready = False
@@ -32,6 +37,7 @@ class Mirror:
         self._store = store
         self._wake = wake
         self._clock = clock
+        self._patience_seconds = patience_seconds
         self._services: dict[str, Mapping[str, str]] = {}
         self._lost = False
 
@@ -41,7 +47,9 @@ class Mirror:
 
     def run(self, stop: threading.Event) -> None:
         """Follow the store until ``stop``; an outage is waited out, and what was seen stays."""
-        list_and_watch(self._store, SERVICES, self, stop, clock=self._clock)
+        list_and_watch(
+            self._store, SERVICES, self, stop, patience_seconds=self._patience_seconds, clock=self._clock
+        )
 
     # -- a Reader
 
@@ -92,7 +100,7 @@ class Mirror:
         return not self.interest.isdisjoint(touched)
 
     def _is_kept(self, service: str, rest: str) -> bool:
-        return rest.startswith("hosts/") or "/" not in rest or service in self.interest
+        return is_instance(rest) or "/" not in rest or service in self.interest
 
 
 def _value(entry: Entry) -> str:

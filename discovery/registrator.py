@@ -10,7 +10,6 @@ A key is kept alive only on the source's word. While the source is out of reach,
 run on meanwhile, and the edges' own checks take out those that do not. Then the keys are left to expire.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,11 +18,14 @@ from dataclasses import dataclass, field
 import structlog
 
 from discovery.catalog import Problem, Registration
-from discovery.errors import SessionLost, SourceError, StoreError
+from discovery.contests import Contests
+from discovery.errors import SessionLost, SourceError, StoreError, StoreRefused
+from discovery.journal import Journal
 from discovery.mirror import Mirror
-from discovery.reconcile import HOSTS, Plan, is_shared, plan
+from discovery.reconcile import Plan, hosts_last, instance_at, plan
+from discovery.refusals import Refusals
 from discovery.retry import Backoff
-from discovery.schema import printable, split_key
+from discovery.schema import is_instance, split_key
 from discovery.sources.base import Source
 from discovery.stores.base import HEARTBEAT_SECONDS, Session, Store
 from discovery.workers import Workers
@@ -33,21 +35,14 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.2
 """How soon a stop is noticed."""
 
+PATIENCE = 1.5
+"""How many times the time between keepalives the store may be silent until it is asked whether it lives."""
+
 SETTLE_SECONDS = 1.0
 """How much later than our write the store must have been heard for its word to be newer than ours."""
 
 RECHECK_SECONDS = 2 * HEARTBEAT_SECONDS
 """How often what we wrote is looked for in the store until it has been seen there."""
-
-SHARED_JITTER_SECONDS = 1.0
-"""Survivors put a shared key back at different times: the first does it for all."""
-
-MOST_CONTEST_SECONDS = 300.0
-"""At most so long a key that another writer keeps overwriting is left to it: two nodes of one name each make
-every edge reload, so they had better not do it often."""
-
-CONTEST_SECONDS = 3 * MOST_CONTEST_SECONDS
-"""How long a key that another writer overwrote is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +82,12 @@ class _Held:
 
 
 class Registrator:
-    """One thread calls ``run``; ``status`` is for any thread.
+    """One thread calls ``run``, once; ``status`` and ``stuck`` are for any thread.
 
-    ``ttl_seconds`` is the life of a key without us. ``grace_seconds`` is for how long the source may fail
-    after it should have been asked again; until then its last word counts.
+    ``ttl_seconds`` is the life of a key without us, renewed every
+    ``refresh_seconds``, default a third of that. ``grace_seconds`` is for how long the source may fail
+    after it should have been asked again; until then its last word counts. ``journal`` knows what a former
+    life wrote; without one, what a crashed registrator left is taken for another's, until it expires.
     """
 
     def __init__(
@@ -99,21 +96,28 @@ class Registrator:
         source: Source,
         *,
         ttl_seconds: float = 30.0,
+        refresh_seconds: float | None = None,
         grace_seconds: float = 60.0,
+        journal: Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._source = source
         self._ttl_seconds = ttl_seconds
+        self._refresh_seconds = refresh_seconds or ttl_seconds / 3
         self._believe_seconds = source.relist_seconds + grace_seconds
         self._clock = clock
         self._woken = threading.Event()
-        self._mirror = Mirror(store, self._woken.set, clock)
+        # Its keepalives tell that the store lives; the watch need not ask besides, at rest.
+        patience_seconds = PATIENCE * self._refresh_seconds
+        self._mirror = Mirror(store, self._woken.set, clock, patience_seconds=patience_seconds)
+        self._workers = Workers(on_failure=self._woken.set)
         self._look: _Look | None = None
         self._held: _Held | None = None
-        self._restore_due: dict[str, float] = {}
-        self._contested: dict[str, tuple[float, Problem]] = {}
-        self._contest_backoff = Backoff(first_seconds=1, most_seconds=MOST_CONTEST_SECONDS)
+        self._journal = journal or Journal()
+        self._deleted_at: dict[str, float] = {}
+        self._contests = Contests(clock)
+        self._refusals = Refusals(clock)
         self._store_backoff = Backoff(first_seconds=0.2, most_seconds=max(0.2, ttl_seconds / 3))
         self._not_before = 0.0
         self._recheck_due: float | None = None
@@ -127,13 +131,17 @@ class Registrator:
         """See RegistratorStatus."""
         held, look = self._held, self._look
         values = dict(held.values) if held else {}
-        contested = tuple(problem for _, problem in list(self._contested.values()))
         return RegistratorStatus(
-            registered=sum(split_key(key)[1].startswith(HOSTS) for key in values) if look else 0,
+            registered=sum(is_instance(split_key(key)[1]) for key in values) if look else 0,
             reconciled_at=self._reconciled_at,
             error=self._describe_error(),
-            problems=(*self._source.problems, *contested),
+            problems=(*self._source.problems, *self._contests.problems, *self._refusals.problems),
         )
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Those of its own threads that make no progress."""
+        return self._workers.stuck
 
     def _describe_error(self) -> str | None:
         if self._stale:
@@ -142,7 +150,10 @@ class Registrator:
 
     def run(self, stop: threading.Event) -> None:
         """Register until ``stop``, then withdraw everything, within two time-outs of the store."""
-        workers = Workers(on_failure=self._woken.set)
+        workers = self._workers
+        self._journal.open()
+        # Before it lists, so that it keeps what it finds of them.
+        self._mirror.interest = frozenset(self._journal.services)
         workers.start("registrator-source", self._look_again)
         workers.start("registrator-mirror", self._mirror.run)
         try:
@@ -158,6 +169,7 @@ class Registrator:
             workers.ask_to_stop()
             self._source.close()
             workers.stop(timeout_seconds=5)
+            self._journal.close()
         if workers.failure is not None:
             raise workers.failure
 
@@ -216,9 +228,9 @@ class Registrator:
             self._store_backoff.reset()
 
     def _is_check_due(self, now: float) -> bool:
-        """Whether a key is to be put back now, or what we wrote may be verified by now."""
+        """Whether a key is to be put now that was not before, or what we wrote may be verified by now."""
         recheck = self._recheck_due is not None and self._recheck_due <= now
-        return recheck or any(due <= now for due in self._restore_due.values())
+        return recheck or self._contests.is_due(now) or self._refusals.is_due(now)
 
     def _is_stale(self, look: _Look, now: float) -> bool:
         """Whether the source's last word is too old to act on, and to keep keys alive on."""
@@ -236,54 +248,93 @@ class Registrator:
         held = self._held
         if held is not None:
             held.session.keepalive()
-            held.keepalive_due = self._clock() + self._ttl_seconds / 3
+            held.keepalive_due = self._clock() + self._refresh_seconds
+            self._journal.keep()
 
     def _reconcile(self, look: _Look) -> None:
         held = self._held
         values = held.values if held else {}
         services = {*(each.service for each in look.registrations), *(split_key(key)[0] for key in values)}
         # Before anything is written, so that the mirror keeps what it will see of it.
-        self._mirror.interest = frozenset(services)
-        difference = plan(look.registrations, values, self._mirror.seen, self._is_settled)
-        puts = {**difference.puts, **self._due_restores(difference.restores)}
+        self._mirror.interest = frozenset(services | self._journal.services)
+        difference = plan(
+            look.registrations, values, self._mirror.seen, self._is_settled, self._journal.written
+        )
+        self._contests.wait_for(difference.taken, difference.rivals)
+        restores, ceded = self._contests.restore(difference.restores, self._others(difference.restores))
+        puts = {**difference.puts, **restores}
         if held is not None:
-            left = {*difference.deletes, *difference.cedes}
+            left = {*difference.deletes, *difference.cedes, *ceded}
             puts = {**{key: values[key] for key in held.unsure - left}, **puts}
-        if puts:
-            self._put(puts)
-        if held is not None:
-            self._leave(held, difference)
+        refused = self._put(
+            {key: value for key, value in puts.items() if not self._refusals.is_set_aside(key)}
+        )
+        self._leave(difference, ceded)
+        if refused is not None:
+            raise refused
+        self._refusals.keep_only(services)
+        self._forget_what_is_gone()
         self._reconciled_at = time.time()
         unverified = self._held is not None and self._held.put_at
-        self._recheck_due = self._clock() + RECHECK_SECONDS if unverified else None
+        self._recheck_due = self._clock() + RECHECK_SECONDS if unverified or self._deleted_at else None
 
-    def _put(self, puts: dict[str, str]) -> None:
+    def _put(self, puts: dict[str, str]) -> StoreRefused | None:
+        """Write these; why, when the store refuses all: then what is to be deleted still can be."""
+        if not puts:
+            return None
         if self._held is None:
             session = self._store.session(self._ttl_seconds)
-            self._held = _Held(session, self._clock() + self._ttl_seconds / 3)
+            self._held = _Held(session, self._clock() + self._refresh_seconds)
         held = self._held
         before = held.values
         held.values = {**before, **puts}
         held.unsure |= puts.keys()
-        try:
-            for part in _hosts_last(puts):
+        self._journal.note(puts)
+
+        def write(keys: list[str]) -> None:
+            for part in hosts_last(keys):
                 held.session.put({key: puts[key] for key in part})
+
+        try:
+            written = self._refusals.write(puts, write)
+        except StoreRefused as error:
+            return error
         finally:
             held.put_at.update(dict.fromkeys(puts, self._clock()))
-        held.unsure -= puts.keys()
-        for key, value in puts.items():
-            if split_key(key)[1].startswith(HOSTS) and before.get(key) != value:
+        sure = {key: value for key, value in puts.items() if split_key(key)[0] in written}
+        held.unsure -= sure.keys()
+        self._journal.settle(sure)
+        for key, value in sure.items():
+            if is_instance(split_key(key)[1]) and before.get(key) != value:
                 log.info("instance_registered", key=key, address=value)
+        return None
 
-    def _leave(self, held: _Held, difference: Plan) -> None:
-        if difference.deletes:
-            for part in reversed(_hosts_last(difference.deletes)):
-                held.session.delete(part)
-        gone = {*difference.deletes, *difference.cedes}
+    def _leave(self, difference: Plan, ceded: list[str]) -> None:
+        """Delete what is to be gone, and let go of what another has taken over."""
+        held = self._held
+        former = [key for key in difference.removes if key not in self._deleted_at]
+        if former:
+            self._store.delete(former)
+            self._deleted_at.update(dict.fromkeys(former, self._clock()))
+            log.info("former_keys_removed", keys=len(former))
+        if held is None:
+            return
+        deletes = [key for key in difference.deletes if not self._refusals.is_set_aside(key)]
+        if deletes:
+            for part in reversed(hosts_last(deletes)):
+                self._refusals.write(part, held.session.delete)
+            deletes = [key for key in deletes if not self._refusals.is_set_aside(key)]
+            self._deleted_at.update(dict.fromkeys(deletes, self._clock()))
+        lost = {*difference.cedes, *(key for address in ceded for key in instance_at(address))}
+        self._journal.forget(lost)
+        if ceded:
+            # To ask for them.
+            self._woken.set()
+        gone = {*deletes, *lost}
         for key in sorted(gone):
             held.put_at.pop(key, None)
             held.unsure.discard(key)
-            if split_key(key)[1].startswith(HOSTS):
+            if is_instance(split_key(key)[1]):
                 log.info("instance_withdrawn", key=key)
         if gone:
             held.values = {key: value for key, value in held.values.items() if key not in gone}
@@ -293,50 +344,27 @@ class Registrator:
         held = self._held
         if held is None or key not in held.put_at:
             return True
-        service, rest = split_key(key)
-        echoed = self._mirror.seen(service).get(rest) == held.values[key]
-        if echoed or self._mirror.heard_at - held.put_at[key] > SETTLE_SECONDS:
+        if self._there(key) == held.values[key] or self._has_heard_since(held.put_at[key]):
             del held.put_at[key]
         return key not in held.put_at
 
-    # -- keys that somebody else removed or overwrote
+    def _has_heard_since(self, at: float) -> bool:
+        return self._mirror.heard_at - at > SETTLE_SECONDS
 
-    def _due_restores(self, restores: dict[str, str]) -> dict[str, str]:
-        """Those to put back now; the others get a time."""
-        now = self._clock()
-        for key in self._restore_due.keys() - restores.keys():
-            del self._restore_due[key]
-        for key in restores.keys() - self._restore_due.keys():
-            self._restore_due[key] = now + self._restore_delay_seconds(key)
-        due = {key: value for key, value in restores.items() if self._restore_due[key] <= now}
-        for key in due:
-            del self._restore_due[key]
-            log.info("key_restored", key=key)
-        self._forget_contests(now)
-        return due
+    def _others(self, keys: Iterable[str]) -> dict[str, str]:
+        """What others put at these keys of ours."""
+        return {key: there for key in keys if (there := self._there(key)) is not None}
 
-    def _restore_delay_seconds(self, key: str) -> float:
-        """At once what is gone; later and later what another writer keeps overwriting."""
-        if is_shared(key):
-            return random.uniform(0, SHARED_JITTER_SECONDS)
+    def _there(self, key: str) -> str | None:
         service, rest = split_key(key)
-        found = self._mirror.seen(service).get(rest)
-        if found is None:
-            return 0.0
-        # Attributes may hold secret options.
-        shown = repr(printable(found)) if rest.startswith(HOSTS) else "something else"
-        reason = f"another writer put {shown}; does another node have this node's name?"
-        if key not in self._contested:
-            log.warning("key_overwritten", key=key, value=shown)
-        self._contested[key] = (self._clock(), Problem(service, printable(key), reason, "reported"))
-        return self._contest_backoff.next_seconds()
+        return self._mirror.seen(service).get(rest)
 
-    def _forget_contests(self, now: float) -> None:
-        if self._contested:
-            recent = {key: it for key, it in self._contested.items() if now - it[0] < CONTEST_SECONDS}
-            self._contested = recent
-            if not recent:
-                self._contest_backoff.reset()
+    def _forget_what_is_gone(self) -> None:
+        """Of what we wrote only that is to be known which may be in the store still."""
+        self._deleted_at = {k: at for k, at in self._deleted_at.items() if not self._has_heard_since(at)}
+        held = self._held.values if self._held is not None else {}
+        left = self._journal.written.keys() - held.keys() - self._deleted_at.keys()
+        self._journal.forget([key for key in left if self._there(key) not in self._journal.written[key]])
 
     # -- the end
 
@@ -346,6 +374,9 @@ class Registrator:
             return
         for last in (False, True):
             try:
+                # First, for a store without transactions would show them without their attributes: no longer
+                # draining, for an instant.
+                held.session.delete(key for key in held.values if is_instance(split_key(key)[1]))
                 held.session.close()
             except SessionLost:
                 return
@@ -353,15 +384,6 @@ class Registrator:
                 if last:
                     log.error("withdrawal_failed", error=str(error), expire_in_seconds=self._ttl_seconds)
             else:
+                self._journal.forget(held.values)
                 log.info("withdrawn", keys=len(held.values))
                 return
-
-
-def _hosts_last(keys: Iterable[str]) -> list[list[str]]:
-    """The keys in two parts, without empty ones: an address comes after, and goes before, what is said of it.
-
-    A store without transactions would else show a new tcp service as http for an instant.
-    """
-    hosts = [key for key in keys if split_key(key)[1].startswith(HOSTS)]
-    others = [key for key in keys if not split_key(key)[1].startswith(HOSTS)]
-    return [part for part in (others, hosts) if part]

@@ -2,22 +2,29 @@
 
 import os
 import pwd
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from discovery.announced import Announcement
 from discovery.config import Settings
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
+from discovery.drains import Drains
 from discovery.errors import ConfigError, SchemaError
 from discovery.haproxy.settings import ProxySettings, parse_held_ports, split_address
-from discovery.node import Node, node_name
+from discovery.journal import Journal
+from discovery.node import Node, find_node, node_name
 from discovery.registrator import Registrator
 from discovery.schema import parse_port, parse_scheme
 from discovery.sources.announce import AnnounceSource
 from discovery.sources.bridge import bridge_addresses
 from discovery.sources.docker import Rules
-from discovery.sources.docker_engine import ping
+from discovery.sources.docker_engine import Engine, ping
 from discovery.sources.docker_source import DockerSource
+from discovery.sources.engine_client import EngineAddress, engine_address
+from discovery.sources.readiness import Readying
+from discovery.stop import Stop
 from discovery.stores.base import Store
 
 HAPROXY_USER = "haproxy"
@@ -25,9 +32,11 @@ DNS_PORT = 53
 STATUS_PORT = 8405
 
 
-def docker_url(settings: Settings) -> str:
-    """The engine whose containers are registered."""
-    return settings.docker.url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+def docker_address(settings: Settings) -> EngineAddress:
+    """The engine whose containers are registered. Raises ConfigError."""
+    docker = settings.docker
+    url = docker.url or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    return engine_address(url, docker.ca_file, docker.cert_file, docker.key_file, os.environ)
 
 
 def packaged_templates() -> Path:
@@ -90,19 +99,59 @@ def _reserved_ports(settings: Settings) -> dict[int, str]:
     return reserved
 
 
+def docker_rules(settings: Settings, node: Node) -> Rules:
+    """How this node's containers are registered."""
+    docker = settings.docker
+    return Rules(
+        node.name,
+        node.address,
+        internal=docker.internal,
+        explicit=docker.explicit,
+        network=docker.network,
+        conventions=frozenset(docker.conventions),
+        tags=docker.tags,
+        check_commands=docker.check_commands,
+    )
+
+
 def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
     """The registrator of this node's containers. Raises SourceError when there is no engine.
 
     One whose socket is there is waited for, as it may be starting itself: it is not the end of this node's
     edge, nor are its containers to be forgotten because the agent was quicker.
     """
-    url = docker_url(settings)
-    if not _has_socket(url):
-        ping(url)
-    docker = settings.docker
-    rules = Rules(node.name, node.address, internal=docker.internal, explicit=docker.explicit)
-    source = DockerSource(url, rules, relist_seconds=settings.registrator.relist_seconds)
-    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    engine = docker_address(settings)
+    if not _has_socket(engine.url):
+        ping(engine)
+    times = settings.registrator
+    if times.refresh_seconds is not None and times.refresh_seconds >= times.ttl_seconds:
+        reason = f"keys that live for {times.ttl_seconds:g} s are renewed too late"
+        raise ConfigError("registrator.refresh_seconds", reason, "less than --ttl; a third of it is good")
+    source = DockerSource(
+        engine,
+        docker_rules(settings, node),
+        readying=Readying(times.grace_seconds, times.stop_seconds),
+        drains=drains(settings),
+        relist_seconds=times.relist_seconds,
+    )
+    return Registrator(
+        store,
+        source,
+        ttl_seconds=times.ttl_seconds,
+        refresh_seconds=times.refresh_seconds,
+        journal=Journal(settings.private_dir / "registrator.journal", store.url),
+    )
+
+
+def drains(settings: Settings) -> Drains:
+    """Where `discovery stop` asks the registrator of this node to drain a container."""
+    return Drains(settings.private_dir / "drains")
+
+
+def stopper(settings: Settings, store: Store, say: Callable[[str], None]) -> Stop:
+    """What stops containers of this node's engine. Raises SourceError when there is none."""
+    engine = Engine(docker_address(settings), settings.store.timeout_seconds)
+    return Stop(engine, store, drains(settings), node_name(settings.node.name), say)
 
 
 def _has_socket(url: str) -> bool:
@@ -120,8 +169,11 @@ def announcer(
     scheme: str | None,
     host_port: str | None,
     check: str | None,
-) -> Registrator:
-    """The registrator of one announced address. Raises ConfigError for what cannot be announced."""
+) -> Announcement:
+    """One address, announced; ``:port`` is on this node. Raises ConfigError for what cannot be announced."""
+    if address.startswith(":"):
+        own = find_node(settings.node.name, settings.node.address).address
+        address = f"[{own}]{address}" if ":" in own else own + address
     try:
         source = AnnounceSource(
             name,
@@ -133,7 +185,8 @@ def announcer(
         )
     except SchemaError as error:
         raise ConfigError(f"announce {name} {address}", str(error)) from error
-    return Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    registrator = Registrator(store, source, ttl_seconds=settings.registrator.ttl_seconds)
+    return Announcement(registrator, source.drain)
 
 
 def dns_server(settings: Settings) -> DnsProcesses:
@@ -142,7 +195,7 @@ def dns_server(settings: Settings) -> DnsProcesses:
     if dns.listen is not None:
         listen = tuple(_endpoint("dns.listen", text) for text in dns.listen)
     else:
-        listen = tuple((address, DNS_PORT) for address in bridge_addresses(docker_url(settings)))
+        listen = tuple((address, DNS_PORT) for address in bridge_addresses(docker_address(settings)))
         if not listen:
             mend = "start Docker first, or name an address with --dns"
             raise ConfigError("dns.listen", "there is no Docker bridge on this node", mend)

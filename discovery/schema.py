@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, get_args
 
-from discovery.catalog import Attributes, Consequence, Instance, Problem, Scheme, Service
+from discovery.catalog import Attributes, Consequence, Instance, Problem, Protocol, Scheme, Service
 from discovery.errors import SchemaError
 from discovery.options import parse_option, stand_in
 from discovery.stores.base import Entry
@@ -28,7 +28,8 @@ _ID = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]{0,198}[A-Za-z0-9_])?")
 _SHOWN = 100
 
 _LEAVES = ("scheme", "host_port")
-_DIRECTORIES = ("hosts/", "attributes/", "options/")
+_INSTANCES: Mapping[Protocol, str] = {"tcp": "hosts/", "udp": "udp/"}
+_DIRECTORIES = (*_INSTANCES.values(), "attributes/", "options/")
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ def parse_attributes(text: str) -> Attributes:
         image=_member(data, "image", str, printable),
         tags=_member(data, "tags", list, lambda tags: tuple(printable(_text(tag)) for tag in tags)) or (),
         options=_member(data, "options", dict, _parse_texts) or {},
+        extra=_member(data, "extra", dict, _parse_texts) or {},
         draining=_member(data, "draining", bool, lambda flag: flag) or False,
     )
 
@@ -168,14 +170,16 @@ def instance_keys(name: str, instance: Instance) -> dict[str, str]:
     """The keys that belong to this one instance."""
     prefix = service_prefix(name)
     return {
-        f"{prefix}hosts/{instance.id}": instance.address,
+        f"{prefix}{_INSTANCES[instance.protocol]}{instance.id}": instance.address,
         f"{prefix}attributes/{instance.id}": encode_attributes(instance.attributes),
     }
 
 
-def shared_keys(name: str, attributes: Attributes) -> dict[str, str]:
-    """The keys that an instance shares with all others of its service."""
-    prefix = service_prefix(name)
+def shared_keys(name: str, instance: Instance) -> dict[str, str]:
+    """The keys that an instance shares with all others of its service; none for one that no edge serves."""
+    if instance.protocol != "tcp":
+        return {}
+    prefix, attributes = service_prefix(name), instance.attributes
     keys: dict[str, str] = {f"{prefix}scheme": attributes.scheme or "http"}
     if attributes.host_port is not None:
         keys[f"{prefix}host_port"] = str(attributes.host_port)
@@ -193,12 +197,18 @@ def encode_attributes(attributes: Attributes) -> str:
         "image": attributes.image,
         "tags": list(attributes.tags) or None,
         "options": dict(attributes.options) or None,
+        "extra": dict(attributes.extra) or None,
         "draining": attributes.draining or None,
     }
     return json.dumps({name: value for name, value in members.items() if value is not None})
 
 
 # ---- reading ----------------------------------------------------------------------------------------
+
+
+def is_instance(rest: str) -> bool:
+    """Whether what follows `/services/<name>/` is the key of an instance's address."""
+    return rest.startswith(tuple(_INSTANCES.values()))
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -257,30 +267,31 @@ class _Decoder:
 
     def decode(self) -> Decoded:
         self._report_unknown_keys()
-        instances = self._instances()
+        instances, udp = self._instances("tcp"), self._instances("udp")
         # Newest first: where instances disagree, the newest is believed.
         newest = sorted(instances, key=lambda each: (-self.entries[f"hosts/{each.id}"].created, each.id))
-        known = any(key in _LEAVES or key.startswith(("hosts/", "options/")) for key in self.entries)
+        routed = any(key in _LEAVES or key.startswith(("hosts/", "options/")) for key in self.entries)
         scheme = self._scheme(newest)
-        if not known or scheme is None:
+        if not (routed or udp) or scheme is None:
             return Decoded(None, tuple(self.problems))
         host_port = self._host_port(newest)
-        service = Service(self.name, scheme, host_port, tuple(instances), self._options(newest))
+        options = self._options(newest)
+        service = Service(self.name, scheme, host_port, tuple(instances), options, tuple(udp), routed)
         claim = None if host_port is None else self._claim(host_port, instances)
         return Decoded(service, tuple(self.problems), claim)
 
     # -- the parts
 
-    def _instances(self) -> list[Instance]:
+    def _instances(self, protocol: Protocol) -> list[Instance]:
         instances = []
-        for id_, entry in self._below("hosts/"):
+        for id_, entry in self._below(_INSTANCES[protocol]):
             try:
                 host, port = self._read(entry, parse_address)
                 parse_id(id_)
             except SchemaError as error:
                 self._problem(entry.key, str(error))
                 continue
-            instances.append(Instance(id_, host, port, self._attributes(id_)))
+            instances.append(Instance(id_, host, port, self._attributes(id_), protocol))
         return sorted(instances, key=lambda instance: instance.id)
 
     def _attributes(self, id_: str) -> Attributes:
@@ -290,7 +301,8 @@ class _Decoder:
         try:
             return self._read(entry, parse_attributes)
         except SchemaError as error:
-            last = next((each for each in self.last.instances if each.id == id_), None) if self.last else None
+            known = (*self.last.instances, *self.last.udp) if self.last else ()
+            last = next((each for each in known if each.id == id_), None)
             self._problem(entry.key, str(error), "kept at its last good value" if last else "left out")
             return last.attributes if last else Attributes()
 

@@ -157,6 +157,7 @@ def _service(service: Service) -> dict[str, object]:
         "host_port": service.host_port,
         "options": {name: shown_option(name, text) for name, text in service.options.items()},
         "instances": [_instance(instance) for instance in service.instances],
+        "udp": [_instance(instance) for instance in service.udp],
     }
 
 
@@ -188,8 +189,9 @@ def services_tables(catalog: Catalog, on_this_node: Sequence[Problem], node: str
     rows = []
     for name in sorted(catalog.services):
         service = catalog.services[name]
-        addresses = "\n".join(_address(instance) for instance in service.instances) or "none"
-        rows.append((name, service.scheme, str(service.host_port or ""), addresses))
+        addresses = "\n".join(map(_address, (*service.instances, *service.udp))) or "none"
+        scheme = service.scheme if service.routed else "udp"
+        rows.append((name, scheme, str(service.host_port or ""), addresses))
     yield _table(("service", "scheme", "host port", "instances"), rows)
     known = set(catalog.problems)
     problems = [(each, "everywhere") for each in catalog.problems]
@@ -223,6 +225,7 @@ def _address(instance: Instance) -> str:
     return (
         instance.address
         + (f"  on {where}" if where else "")
+        + (" (udp)" if instance.protocol == "udp" else "")
         + (" (draining)" if instance.attributes.draining else "")
     )
 

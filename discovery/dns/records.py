@@ -2,7 +2,8 @@
 
     <service>.<zone>              A and AAAA: the edge; TXT: what clients may know of the service
     <any>.<service>.<zone>        A and AAAA: the edge, where the settings say so
-    _<service>._tcp.<zone>        SRV: the instances themselves, each under a name of its own:
+    _<service>._tcp.<zone>        SRV: the instances themselves, each under a name of its own; `_udp` for
+                                  those of UDP, which no edge serves: of them alone there is no A or AAAA
     <address>.<service>.<zone>    A or AAAA: that instance, such as 10-0-0-1.web.local
     <zone>                        SOA, NS
     ns.<zone>                     A and AAAA: the edge, which is the zone's name server
@@ -75,6 +76,9 @@ class Zone:
         service = self.services.get(name)
         if service is not None and query.qtype == wire.TXT:
             return _one_record(wire.TXT, self._settings.ttl_seconds, _texts(service))
+        if service is not None and not service.routed:
+            # The edge would not answer there.
+            return self._of_unrouted(query, origin)
         if service is not None or name == _NAME_SERVER or self._settings.wildcard:
             return self._of_edge(query, origin)
         # Names lie below them, so that they exist (RFC 8020), with nothing to say.
@@ -89,7 +93,7 @@ class Zone:
                 return self._of_protocol(query, origin, named, last)
         if depth == 2 and service is not None and (host := _instance_host(service, first)) is not None:
             return self._of_address(query, origin, host)
-        if self._settings.wildcard or (self._settings.subdomains and service is not None):
+        if self._settings.wildcard or (self._settings.subdomains and service is not None and service.routed):
             return self._of_edge(query, origin)
         return origin.nothing(query, wire.NXDOMAIN)
 
@@ -103,6 +107,9 @@ class Zone:
 
     def _of_edge(self, query: Query, origin: "_Origin") -> Sections:
         return self._edge.get(query.qtype) or origin.nothing(query, wire.NOERROR)
+
+    def _of_unrouted(self, query: Query, origin: "_Origin") -> Sections:
+        return self._edge[wire.ANY] if query.qtype == wire.ANY else origin.nothing(query, wire.NOERROR)
 
     def _of_address(self, query: Query, origin: "_Origin", host: str) -> Sections:
         rtype, packed = _packed(host)
@@ -256,10 +263,8 @@ class _EdgeAnswers:
 
 def _serving(service: Service, protocol: str) -> list[Instance]:
     """Its instances that speak TCP or UDP, without those that are being drained."""
-    # Nothing registers UDP yet: `http` and `tcp` are the schemes there are.
-    if protocol != "_tcp":
-        return []
-    return [instance for instance in service.instances if not instance.attributes.draining]
+    instances = service.instances if protocol == "_tcp" else service.udp
+    return [instance for instance in instances if not instance.attributes.draining]
 
 
 def _texts(service: Service) -> bytes:
@@ -268,11 +273,12 @@ def _texts(service: Service) -> bytes:
     The form is that of RFC 6763, 6. Nodes, containers, images and options tell of the inside, and are left
     out.
     """
-    texts = [f"scheme={service.scheme}".encode()]
+    texts = [f"scheme={service.scheme if service.routed else 'udp'}".encode()]
     if service.host_port is not None:
         texts.append(f"host_port={service.host_port}".encode())
     tags = b""
-    for tag in dict.fromkeys(tag for instance in service.instances for tag in instance.attributes.tags):
+    instances = (*service.instances, *service.udp)
+    for tag in dict.fromkeys(tag for instance in instances for tag in instance.attributes.tags):
         longer = b",".join(part for part in (tags, tag.encode("utf-8", "replace")) if part)
         if len(longer) <= MOST_TAGS_BYTES:
             tags = longer
@@ -284,7 +290,8 @@ def _texts(service: Service) -> bytes:
 def _instance_host(service: Service, label: bytes) -> str | None:
     """The address of the instance that this label names, if it is one."""
     host = _parse_label(label)
-    return host if host is not None and any(each.host == host for each in service.instances) else None
+    instances = (*service.instances, *service.udp)
+    return host if host is not None and any(each.host == host for each in instances) else None
 
 
 def _weight(instance: Instance) -> int:

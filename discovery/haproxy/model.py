@@ -138,14 +138,14 @@ def build(catalog: Catalog, settings: ProxySettings, previous: Model | None = No
     """The model of a catalog, sharing the backends of ``previous`` whose service is the same object.
 
     A tcp service without host_port, or with one that is refused, cannot be reached through this proxy, and is
-    not in it.
+    not in it; neither is one of UDP alone.
     """
     known = previous.backends if previous else {}
     backends: dict[str, Backend] = {}
     problems: list[Problem] = []
     for name in sorted(catalog.services):
         service = catalog.services[name]
-        if service.scheme == "tcp" and service.host_port is None:
+        if not service.routed or (service.scheme == "tcp" and service.host_port is None):
             continue
         backend = known.get(name)
         if backend is None or backend.service is not service:

@@ -1,26 +1,17 @@
 """One address announced by hand as a source, with a check if wanted: `discovery announce NAME ADDRESS`."""
 
-import http.client
-import socket
 import threading
 import time
-from collections.abc import Callable
-
-import structlog
+from dataclasses import replace
 
 from discovery.catalog import Attributes, Instance, Problem, Registration, Scheme
 from discovery.errors import ConfigError, SchemaError
 from discovery.schema import parse_address, parse_id, parse_name
+from discovery.sources.checker import Checker
+from discovery.sources.checks import Check
 
-log = structlog.get_logger(__name__)
-
-RISE = 2
-FALL = 3
 CONFIRM_SECONDS = 10.0
 """How often a look is asked for although nothing changed."""
-
-Check = Callable[[], str | None]
-"""Looks once at what is announced; why it does not serve, None when it does."""
 
 
 class AnnounceSource:
@@ -28,7 +19,7 @@ class AnnounceSource:
 
     Its id is ``<node>:<ip>:<port>``, as one node may announce many, unless ``instance_id`` is given.
     ``address`` is ``ip:port``; ``check`` is None, ``tcp`` or ``http:/path``. At first one good check
-    registers; later ``RISE`` in a row do, and ``FALL`` bad ones in a row withdraw. Raises ConfigError for
+    registers; later two in a row do, and three bad ones in a row withdraw. Raises ConfigError for
     what cannot be announced.
     """
 
@@ -56,30 +47,35 @@ class AnnounceSource:
             raise ConfigError(f"announce {service} {address}", str(error)) from error
         attributes = Attributes(scheme=scheme, host_port=host_port, node=node)
         self._registration = Registration(name, Instance(id_, host, port, attributes))
-        self._check = parse_check(check, host, port, timeout_seconds) if check else None
-        self._interval_seconds = interval_seconds
-        self._health = Health()
-        self._reason: str | None = "it is not checked yet"
+        self._check = parse_check(check, host, port, timeout_seconds, interval_seconds) if check else None
         self._changed = threading.Event()
         self._confirm_due = 0.0
-        self._closed = threading.Event()
+        self._checker: Checker | None = None
         if self._check is not None:
-            self._thread = threading.Thread(
-                target=self._watch, args=(self._check,), name="announce", daemon=True
-            )
-            self._thread.start()
+            self._checker = Checker(self._changed.set)
+            self._checker.watch({self._check: self._check})
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """See ``base.Source``."""
-        if self._check is None or self._health.up or self._reason is None:
+        reason = None if self._serves() or self._checker is None else self._checker.reason(self._check)
+        if reason is None:
             return ()
-        return (Problem(self._registration.service, self._registration.instance.address, self._reason),)
+        return (Problem(self._registration.service, self._registration.instance.address, reason),)
 
     def registrations(self) -> tuple[Registration, ...]:
         """See ``base.Source``."""
         self._confirm_due = time.monotonic() + CONFIRM_SECONDS
-        return (self._registration,) if self._check is None or self._health.up else ()
+        return (self._registration,) if self._serves() else ()
+
+    def drain(self) -> None:
+        """From now on register it as draining, so that the edges send it nothing new. For any thread."""
+        instance = self._registration.instance
+        attributes = replace(instance.attributes, draining=True)
+        self._registration = Registration(
+            self._registration.service, replace(instance, attributes=attributes)
+        )
+        self._changed.set()
 
     def wait(self, timeout_seconds: float) -> bool:
         """See ``base.Source``."""
@@ -90,70 +86,20 @@ class AnnounceSource:
 
     def close(self) -> None:
         """See ``base.Source``."""
-        self._closed.set()
+        if self._checker is not None:
+            self._checker.close()
         self._changed.set()
 
-    def _watch(self, check: Check) -> None:
-        while not self._closed.is_set():
-            reason = check()
-            was = self._health.up
-            self._reason = reason
-            self._health.observe(reason is None)
-            if self._health.up != was:
-                address = self._registration.instance.address
-                log.info("check_changed", address=address, up=self._health.up, reason=reason)
-                self._changed.set()
-            self._closed.wait(self._interval_seconds)
+    def _serves(self) -> bool:
+        return self._checker is None or self._checker.up(self._check)
 
 
-class Health:
-    """Up after ``rise`` good checks in a row, at first after one; down after ``fall`` bad ones. Pure."""
-
-    def __init__(self, rise: int = RISE, fall: int = FALL) -> None:
-        self.up = False
-        self._rise = rise
-        self._fall = fall
-        self._needed = 1
-        self._row = 0
-
-    def observe(self, good: bool) -> None:
-        """Take one result into account."""
-        self._row = self._row + 1 if good != self.up else 0
-        if self._row >= self._needed:
-            self.up = good
-            self._needed = self._fall if good else self._rise
-            self._row = 0
-
-
-# ---- checks -----------------------------------------------------------------------------------------
-
-
-def parse_check(text: str, host: str, port: int, timeout_seconds: float) -> Check:
+def parse_check(text: str, host: str, port: int, timeout_seconds: float, interval_seconds: float) -> Check:
     """``tcp`` or ``http:/path`` as a check of this address; ConfigError for anything else."""
+    check = Check("tcp", "", host, port, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
     if text == "tcp":
-        return lambda: _check_tcp(host, port, timeout_seconds)
+        return check
     kind, _, path = text.partition(":")
     if kind == "http" and path.startswith("/") and path.isascii() and path.isprintable() and " " not in path:
-        return lambda: _check_http(host, port, path, timeout_seconds)
+        return replace(check, kind="http", path=path)
     raise ConfigError("--check", f"{text!r} is no check", "tcp or http:/path")
-
-
-def _check_tcp(host: str, port: int, timeout_seconds: float) -> str | None:
-    try:
-        with socket.create_connection((host, port), timeout_seconds):
-            return None
-    except OSError as error:
-        return f"no connection: {error}"
-
-
-def _check_http(host: str, port: int, path: str, timeout_seconds: float) -> str | None:
-    """A GET that must be answered by 2xx or 3xx."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
-    try:
-        connection.request("GET", path, headers={"User-Agent": "discovery-check"})
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return f"no answer: {error!r}"
-    finally:
-        connection.close()
-    return None if 200 <= status < 400 else f"GET {path} says {status}"

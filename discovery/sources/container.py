@@ -1,8 +1,9 @@
 """A container as the Docker engine describes it, reduced to what registering it needs. Pure.
 
-Of its environment and labels only ``SERVICE_*`` is kept, so that nothing else can be stored or logged.
+Of its environment and labels only what words.py names is kept, so that nothing else can be stored or logged.
 """
 
+import ipaddress
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,16 +11,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from discovery.errors import SchemaError
+from discovery.schema import parse_port
+from discovery.sources.words import Words, read_words
 
 DEFAULT_STOP_SECONDS = 10.0
 """How long the engine waits between stop signal and SIGKILL, unless told otherwise."""
 
-_PREFIX = "SERVICE_"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Port(NamedTuple):
-    """A port inside the container."""
+    """A port inside the container. ``protocol`` is ``tcp``, ``udp`` or ``sctp``."""
 
     number: int
     protocol: str
@@ -30,18 +32,6 @@ class Binding(NamedTuple):
 
     host: str
     port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """What ``SERVICE_*`` says; names are lowercase and without the prefix."""
-
-    general: Mapping[str, str]
-    by_port: Mapping[int, Mapping[str, str]]
-
-    def of(self, port: int) -> Mapping[str, str]:
-        """What holds for a port: what names it wins over what is general."""
-        return {**self.general, **self.by_port.get(port, {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +80,21 @@ def read_container(document: Mapping[str, Any]) -> Container:
             stop_signal=signal_number(config.get("StopSignal") or "SIGTERM"),
             stop_seconds=DEFAULT_STOP_SECONDS if stop_seconds is None else float(stop_seconds),
             network_mode=host.get("NetworkMode") or "default",
-            published={_port(text): _bindings(found) for text, found in ports.items() if found},
+            published={_port(text): found for text, each in ports.items() if (found := _bindings(each))},
             exposed=frozenset(map(_port, exposed)),
             requested=frozenset(map(_port, host.get("PortBindings") or {})),
             networks={name: _addresses(each) for name, each in (network.get("Networks") or {}).items()},
             words=read_words(config.get("Env") or (), config.get("Labels") or {}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SchemaError(f"the engine describes it in a way that is not understood: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SchemaError) as error:
+        # Not with the error's text, which may quote whatever was found where it does not belong.
+        reason = f"the engine describes it in a way that is not understood ({_where(error)})"
+        raise SchemaError(reason) from error
 
 
-def read_words(environment: Iterable[str], labels: Mapping[str, str]) -> Words:
-    """What ``SERVICE_X`` and ``SERVICE_<port>_X`` say; a label wins over a variable of the same name."""
-    said = dict(line.partition("=")[::2] for line in environment)
-    general: dict[str, str] = {}
-    by_port: dict[int, dict[str, str]] = {}
-    for key, value in {**said, **labels}.items():
-        if not key.startswith(_PREFIX):
-            continue
-        name = key.removeprefix(_PREFIX).lower()
-        first, separator, rest = name.partition("_")
-        if separator and _is_port(first):
-            by_port.setdefault(int(first), {})[rest] = value
-        else:
-            general[name] = value
-    return Words(general, by_port)
+def _where(error: Exception) -> str:
+    """What could be wrong, by name: the member that is missing, else the kind of the error."""
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else type(error).__name__
 
 
 def signal_number(text: str) -> int:
@@ -127,10 +107,6 @@ def signal_number(text: str) -> int:
         return int(signal.Signals[name]) + (int(offset) if plus else 0)
     except KeyError:
         raise ValueError(f"unknown signal {text!r}") from None
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535
 
 
 def _image(name: str, id_: str) -> str:
@@ -146,16 +122,22 @@ def _health(health: Mapping[str, Any] | None) -> str | None:
 
 def _port(text: str) -> Port:
     number, _, protocol = text.partition("/")
-    return Port(int(number), protocol or "tcp")
+    return Port(parse_port(number), protocol or "tcp")
 
 
-def _bindings(found: Iterable[Mapping[str, str]]) -> tuple[Binding, ...]:
-    return tuple(Binding(each.get("HostIp") or "", int(each["HostPort"])) for each in found)
+def _bindings(found: Iterable[Mapping[str, str]] | None) -> tuple[Binding, ...]:
+    """The bindings in force; one that has no port (yet) is none."""
+    given = [each for each in found or () if each.get("HostPort") not in (None, "", "0")]
+    return tuple(Binding(_host(each.get("HostIp") or ""), parse_port(each["HostPort"])) for each in given)
+
+
+def _host(text: str) -> str:
+    return str(ipaddress.ip_address(text)) if text else ""
 
 
 def _addresses(network: Mapping[str, Any]) -> tuple[str, ...]:
     found = (network.get("IPAddress"), network.get("GlobalIPv6Address"))
-    return tuple(address for address in found if address)
+    return tuple(str(ipaddress.ip_address(address)) for address in found if address)
 
 
 def _microseconds(text: str) -> int:

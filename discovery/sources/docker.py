@@ -1,102 +1,112 @@
 """Containers → registrations, by the conventions of gliderlabs' registrator. Pure.
 
-A container that serves registers one instance for each TCP port that others can reach:
+A container that serves registers one instance for each port that others can reach:
 
     SERVICE_NAME        the service; default the image's name without registry, tag and digest.
                         Of several ports each has its own, `name-<port>`, unless the port itself is named
     SERVICE_IGNORE      anything but empty: not registered
-    SERVICE_ID          the instance's id; default `<node>:<container>:<port>`
-    SERVICE_TAGS        comma-separated; `\\,` is a comma
+    SERVICE_ID          the instance's id; default `<node>:<container>:<port>`, of UDP `…:udp`
+    SERVICE_TAGS        comma-separated; `\\,` is a comma. Of UDP there is the tag `udp` besides
+    SERVICE_CHECK_X     what must be seen good first: checks.py
     SERVICE_SCHEME      http or tcp
     SERVICE_HOST_PORT   the port that every edge listens on for the service
-    SERVICE_NETWORK     with `internal`: the network whose address is registered
-    SERVICE_<OPTION>    any of discovery.options
+    SERVICE_NETWORK     of several networks the one whose address is registered: reach.py
+    SERVICE_WEIGHT      0 to 256
+    SERVICE_<OPTION>    any of discovery.options; anything else is extra
 
 each as environment variable or label, labels win; `SERVICE_<port>_X` is for one port, the container's, and
 wins over `SERVICE_X`. A bad value costs its own port, or just itself where the port can do without it.
+
+Where the rules say so, the words of nginx-proxy (virtual_host.py) and of compose count as well.
 """
 
-import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from discovery.catalog import Attributes, Instance, Problem, Registration
+from discovery.catalog import Attributes, Consequence, Instance, Problem, Registration
 from discovery.errors import SchemaError
-from discovery.options import OPTIONS, parse_option, stand_in
-from discovery.schema import parse_id, parse_port, parse_scheme, printable, to_name
-from discovery.sources.container import Binding, Container, Port
+from discovery.schema import VALUE_BYTES, encode_attributes, parse_id, parse_scheme, printable, to_name
+from discovery.sources.checks import Check, read_check
+from discovery.sources.container import Container, Port
+from discovery.sources.options import read_host_port, read_options, read_weight, word_of
+from discovery.sources.reach import Reach, Reached, parse_ip, reach
+from discovery.sources.rules import Rules as Rules  # where others look for it
+from discovery.sources.virtual_host import virtual_options, virtual_port
+from discovery.tags import split_tags
 
 NAME_CHARACTERS = 63
-TAGS_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """How containers of a node are registered.
+class Decision:
+    """What became of one port of a container, and why, in words.
 
-    ``node`` is the node's name, ``address`` its own for published ports that are bound to all addresses.
-    With ``internal`` containers are registered by their own addresses, on ``network`` where they have
-    several, else on the first by name. With ``explicit`` only ports with a SERVICE_NAME are registered.
+    ``registration`` is None when it is not registered. With a ``check`` it is to be registered only while
+    that is good.
     """
 
-    node: str
-    address: str
-    internal: bool = False
-    explicit: bool = False
-    network: str | None = None
+    container_id: str
+    container: str
+    port: Port
+    registration: Registration | None
+    reason: str
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one container, or all, register, and what could not be."""
+    """What one container, or all, register, and what could not be. ``decisions`` are of all their ports."""
 
     registrations: tuple[Registration, ...] = ()
     problems: tuple[Problem, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
-def register_all(containers: Iterable[Container], running: Mapping[str, Container], rules: Rules) -> Outcome:
+def register_all(
+    containers: Iterable[Container],
+    running: Mapping[str, Container],
+    rules: Rules,
+    register_one: Callable[[Container, Mapping[str, Container], Rules], Outcome] | None = None,
+) -> Outcome:
     """What these containers register, oldest first. ``running`` are all there are, by id.
 
-    Where two claim one service and id, the older has it.
+    Where two claim one service and id, the older has it. ``register_one`` is ``register``, or knows what that
+    said before.
     """
+    register_one = register_one or register
     registrations: dict[tuple[str, str], Registration] = {}
     problems: list[Problem] = []
+    decisions: list[Decision] = []
     for container in sorted(containers, key=lambda each: (each.created_us, each.id)):
-        outcome = register(container, running, rules)
+        outcome = register_one(container, running, rules)
         problems += outcome.problems
-        for registration in outcome.registrations:
+        for decision in outcome.decisions:
+            registration = decision.registration
+            if registration is None:
+                decisions.append(decision)
+                continue
             key = (registration.service, registration.instance.id)
             if key in registrations:
                 reason = f"id {registration.instance.id} is taken by another port or container"
                 problems.append(Problem(registration.service, _subject(container), reason))
+                decisions.append(replace(decision, registration=None, reason=reason, check=None))
             else:
                 registrations[key] = registration
-    return Outcome(tuple(registrations.values()), tuple(problems))
+                decisions.append(decision)
+    return Outcome(tuple(registrations.values()), tuple(problems), tuple(decisions))
 
 
 def register(container: Container, running: Mapping[str, Container], rules: Rules) -> Outcome:
     """What one container registers. ``running`` finds the owner of a network that it shares."""
     if unready(container) is not None:
         return Outcome()
+    if "nginx-proxy" not in rules.conventions:
+        container = replace(container, words=replace(container.words, virtual={}))
     try:
-        ports = _ports(container, running, rules)
+        ports = reach(container, running, rules)
     except SchemaError as error:
         return Outcome(problems=(Problem(None, _subject(container), str(error)),))
-    if not ports and _wants_registration(container):
-        return Outcome(problems=(Problem(None, _subject(container), _no_port(rules)),))
-    registrations, problems = [], []
-    for port in sorted(ports):
-        # The conventions number all ports, whatever their protocol; served are those of TCP.
-        if port.protocol != "tcp" or not _is_wanted(container, port, rules):
-            continue
-        try:
-            found, bad_options = _registration(container, port, ports[port], len(ports) > 1, rules)
-        except SchemaError as error:
-            problems.append(Problem(None, _subject(container, port), str(error)))
-            continue
-        registrations.append(found)
-        problems += bad_options
-    return Outcome(tuple(registrations), tuple(problems))
+    return _Registering(container, ports, rules).outcome()
 
 
 def unready(container: Container) -> str | None:
@@ -108,84 +118,170 @@ def unready(container: Container) -> str | None:
     return None
 
 
-# ---- ports and addresses ----------------------------------------------------------------------------
+class _Registering:
+    """One container; a class only for what the steps share."""
 
-_Where = tuple[Binding, ...] | Binding
-"""The bindings a port is published by, or the one address it is reached at for sure."""
+    def __init__(self, container: Container, ports: Reach, rules: Rules) -> None:
+        self._container = container
+        self._ports = ports
+        self._rules = rules
+        self._problems: list[Problem] = []
+        # The conventions number all ports, whatever their protocol, whether they are ignored or not.
+        several = sum(isinstance(found, Reached) or found.published for found in ports.values()) > 1
+        self._several = several and "registrator" in rules.conventions
+        self._virtual_port: int | None = None
+
+    def outcome(self) -> Outcome:
+        container = self._container
+        reached = [port for port, found in self._ports.items() if isinstance(found, Reached)]
+        try:
+            self._virtual_port = virtual_port(container.words.virtual, reached)
+        except SchemaError as error:
+            self._problem(_subject(container), str(error))
+        asked = any(isinstance(found, Reached) or found.asked for found in self._ports.values())
+        if not asked and _wants_registration(container):
+            self._problem(_subject(container), _no_port(self._rules))
+        decisions = [self._decide(port) for port in self._ports]
+        registrations = [each.registration for each in decisions if each.registration is not None]
+        return Outcome(tuple(registrations), tuple(self._problems), tuple(decisions))
+
+    def _decide(self, port: Port) -> Decision:
+        found = self._ports[port]
+        unwanted = self._unwanted(port)
+        if unwanted is None and isinstance(found, Reached):
+            try:
+                return self._register(port, found)
+            except SchemaError as error:
+                reason = str(error)
+                self._problem(_subject(self._container, port), reason)
+        elif unwanted is None and not isinstance(found, Reached):
+            reason = found.reason
+            if found.asked:
+                self._problem(_subject(self._container, port), reason)
+        else:
+            reason = unwanted or ""
+        return Decision(self._container.id, self._container.name, port, None, reason)
+
+    def _unwanted(self, port: Port) -> str | None:
+        """Why nobody wants this port registered, None when somebody does."""
+        words, rules = self._container.words.of(port.number), self._rules
+        virtual = port == (self._virtual_port, "tcp")
+        if port.protocol not in ("tcp", "udp"):
+            return f"{port.protocol.upper()} is not registered"
+        if words.get("ignore"):
+            return "SERVICE_IGNORE says so"
+        if "registrator" not in rules.conventions and not virtual:
+            return "it is not the port of a VIRTUAL_HOST, and the registrator's own convention is off"
+        if words.get("name") or virtual:
+            return None
+        if rules.explicit:
+            return "it has no SERVICE_NAME, and docker.explicit is set"
+        compose = self._container.words.compose
+        if compose is not None and compose.one_off and _by_compose(rules):
+            return "it is a one-off container of compose"
+        return None
+
+    def _register(self, port: Port, reached: Reached) -> Decision:
+        """The registration of one port. SchemaError when it cannot be."""
+        container, rules = self._container, self._rules
+        words = container.words.of(port.number)
+        service, subject = self._service(port, words), _subject(container, port)
+        udp = port.protocol == "udp"
+        udp_tag = ("udp",) if udp else ()
+        derived: dict[str, str] = {}
+        if port == (self._virtual_port, "tcp"):
+            derived, bad = virtual_options(container.words.virtual, service)
+            self._report(bad, service, subject)
+        checked = read_check(
+            words, container.id, reached, protocol=port.protocol, commands=rules.check_commands
+        )
+        self._report([(word_of(name), reason) for name, reason in checked.problems], service, subject)
+        said = read_options({} if udp else words, {**derived, **checked.options})
+        self._report(said.problems, service, subject)
+        attributes = Attributes(
+            scheme=None if udp else parse_scheme(words["scheme"].lower()) if words.get("scheme") else None,
+            host_port=None if udp else read_host_port(words),
+            weight=self._weight(words, service, subject),
+            node=rules.node,
+            container=container.name,
+            image=container.image,
+            tags=tuple(dict.fromkeys((*_tags(words), *rules.tags, *udp_tag))),
+            options=said.options,
+            extra=said.extra,
+        )
+        _check_size(attributes)
+        default_id = f"{rules.node}:{container.name}:{port.number}" + (":udp" if udp else "")
+        id_ = parse_id(words.get("id") or default_id)
+        host = str(parse_ip(reached.host))
+        instance = Instance(id_, host, reached.port, attributes, "udp" if udp else "tcp")
+        reason = f"instance {id_} of service {service} at {instance.address}: {reached.how}"
+        registration = Registration(service, instance)
+        return Decision(container.id, container.name, port, registration, reason, checked.check)
+
+    def _service(self, port: Port, words: Mapping[str, str]) -> str:
+        named = "name" in self._container.words.by_port.get(port.number, {})
+        suffix = f"-{port.number}" if self._several and not named else ""
+        name = to_name(words.get("name") or self._default_name())
+        return name[: NAME_CHARACTERS - len(suffix)].rstrip("-_") + suffix
+
+    def _default_name(self) -> str:
+        container, conventions = self._container, self._rules.conventions
+        compose = container.words.compose
+        if compose is not None and "compose" in conventions:
+            return f"{compose.project}-{compose.service}"
+        if compose is not None and "compose-service" in conventions:
+            return compose.service
+        if container.image.startswith("sha256:"):
+            raise SchemaError("its image has no name, SERVICE_NAME must give one")
+        return image_name(container.image)
+
+    def _weight(self, words: Mapping[str, str], service: str, subject: str) -> int | None:
+        try:
+            return read_weight(words)
+        except SchemaError as error:
+            self._report([(word_of("weight"), str(error))], service, subject)
+            return None
+
+    # -- reporting
+
+    def _report(self, problems: Iterable[tuple[str, str]], service: str, subject: str) -> None:
+        """Words that do not count, each with the reason; the port is registered without them."""
+        for word, reason in problems:
+            self._problem(f"{subject}, {word}", reason, service)
+
+    def _problem(
+        self, subject: str, reason: str, service: str | None = None, consequence: Consequence = "left out"
+    ) -> None:
+        self._problems.append(Problem(service, subject, reason, consequence))
 
 
-def _ports(container: Container, running: Mapping[str, Container], rules: Rules) -> Mapping[Port, _Where]:
-    """The ports to register, each with where it is reached."""
-    kind, _, owner_id = container.network_mode.partition(":")
-    if kind == "host":
-        return {port: Binding(rules.address, port.number) for port in _explicit_ports(container)}
-    if kind != "container":
-        return _own_ports(container, rules)
-    owner = running.get(owner_id)
-    if owner is None:
-        raise SchemaError("the container whose network it shares does not run")
-    chosen = container.exposed | _explicit_ports(container)
-    if owner.network_mode == "host":
-        return {port: Binding(rules.address, port.number) for port in chosen}
-    return {port: where for port, where in _own_ports(owner, rules).items() if port in chosen}
+def image_name(image: str) -> str:
+    """``registry:5000/team/web:1.2@sha256:…`` → ``web``."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
 
 
-def _own_ports(container: Container, rules: Rules) -> Mapping[Port, _Where]:
-    if not rules.internal:
-        return dict(container.published)
-    if not container.exposed:
-        return {}
-    address = _own_address(container, rules)
-    return {port: Binding(address, port.number) for port in container.exposed}
+def _tags(words: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        return split_tags(words.get("tags", ""))
+    except SchemaError as error:
+        raise SchemaError(f"SERVICE_TAGS: {error}") from None
 
 
-def _explicit_ports(container: Container) -> frozenset[Port]:
-    """Ports that a person named: by ``--publish``, which host networking ignores, or by SERVICE_<port>_X."""
-    return container.requested | {Port(number, "tcp") for number in container.words.by_port}
+def _check_size(attributes: Attributes) -> None:
+    """SchemaError for more than readers take. Written out only where it could be: no character takes more
+    than 12 bytes."""
+    parts = (
+        *attributes.tags,
+        *attributes.options.values(),
+        *attributes.extra.values(),
+        attributes.image or "",
+    )
+    if sum(map(len, parts)) * 12 > VALUE_BYTES // 2 and len(encode_attributes(attributes)) > VALUE_BYTES:
+        raise SchemaError(f"its words are more than the {VALUE_BYTES // 1024} KiB that a value may have")
 
 
-def _own_address(container: Container, rules: Rules) -> str:
-    """The container's address on the network that was asked for, else on the first by name."""
-    asked = container.words.general.get("network") or rules.network
-    networks = {name: addresses for name, addresses in container.networks.items() if addresses}
-    if asked in networks:
-        return networks[asked][0]
-    if not networks:
-        raise SchemaError("it has no address of its own")
-    if container.words.general.get("network"):
-        raise SchemaError(f"SERVICE_NETWORK: it is not on a network {printable(asked or '')!r}")
-    return networks[min(networks)][0]
-
-
-def _reached(where: _Where, rules: Rules) -> Binding:
-    """The address and port under which other nodes reach a published port.
-
-    One bound to all addresses is reached at the node's, one bound to a certain address there. Two choices
-    are settled by rule, not by the engine's order: all addresses first, then the lowest.
-    """
-    if isinstance(where, Binding):
-        return where
-    node = ipaddress.ip_address(rules.address)
-    found: list[tuple[int, Binding]] = []
-    for host, port in where:
-        bound = ipaddress.ip_address(host) if host else None
-        if bound is None or (bound.is_unspecified and bound.version == node.version):
-            found.append((0, Binding(rules.address, port)))
-        elif not bound.is_unspecified and (node.is_loopback or not bound.is_loopback):
-            found.append((1, Binding(host, port)))
-    if found:
-        return min(found)[1]
-    if any(host and ipaddress.ip_address(host).is_loopback for host, _ in where):
-        raise SchemaError(f"it is published on {where[0].host}, where no other node can reach it")
-    raise SchemaError(f"it is published for another IP version than that of the node, {rules.address}")
-
-
-# ---- words ------------------------------------------------------------------------------------------
-
-
-def _is_wanted(container: Container, port: Port, rules: Rules) -> bool:
-    words = container.words.of(port.number)
-    return not words.get("ignore") and bool(words.get("name") or not rules.explicit)
+def _by_compose(rules: Rules) -> bool:
+    return bool(rules.conventions & {"compose", "compose-service"})
 
 
 def _wants_registration(container: Container) -> bool:
@@ -198,87 +294,6 @@ def _no_port(rules: Rules) -> str:
     return "it has a SERVICE_NAME, but " + ("exposes no port" if rules.internal else "publishes no port")
 
 
-def _registration(
-    container: Container, port: Port, where: _Where, group: bool, rules: Rules
-) -> tuple[Registration, list[Problem]]:
-    """The registration of one port, and the options it goes without. SchemaError when it cannot be."""
-    words = container.words.of(port.number)
-    named = "name" in container.words.by_port.get(port.number, {})
-    service = _service_name(container, words, f"-{port.number}" if group and not named else "")
-    reached = _reached(where, rules)
-    options, problems = _options(words, service, _subject(container, port))
-    weight = options.pop("weight", None)
-    attributes = Attributes(
-        scheme=parse_scheme(words["scheme"].lower()) if words.get("scheme") else None,
-        host_port=_host_port(words),
-        weight=None if weight is None else int(weight),  # of this instance, not of the service
-        node=rules.node,
-        container=container.name,
-        image=container.image,
-        tags=split_tags(words.get("tags", "")),
-        options=options,
-    )
-    id_ = parse_id(words.get("id") or f"{rules.node}:{container.name}:{port.number}")
-    instance = Instance(id_, str(ipaddress.ip_address(reached.host)), reached.port, attributes)
-    return Registration(service, instance), problems
-
-
-def _service_name(container: Container, words: Mapping[str, str], suffix: str) -> str:
-    if words.get("name"):
-        name = to_name(words["name"])
-    elif container.image.startswith("sha256:"):
-        raise SchemaError("its image has no name, SERVICE_NAME must give one")
-    else:
-        name = to_name(image_name(container.image))
-    return name[: NAME_CHARACTERS - len(suffix)].rstrip("-_") + suffix
-
-
-def image_name(image: str) -> str:
-    """``registry:5000/team/web:1.2@sha256:…`` → ``web``."""
-    return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
-
-
-def _host_port(words: Mapping[str, str]) -> int | None:
-    if not words.get("host_port"):
-        return None
-    try:
-        return parse_port(words["host_port"])
-    except SchemaError as error:
-        raise SchemaError(f"SERVICE_HOST_PORT: {error}") from None
-
-
-def _options(words: Mapping[str, str], service: str, subject: str) -> tuple[dict[str, str], list[Problem]]:
-    options: dict[str, str] = {}
-    problems: list[Problem] = []
-    for name in OPTIONS:
-        # Empty is as not set; but a variable that came out empty must not let in those it was to keep out.
-        if not words.get(name) and not (name in words and stand_in(name)):
-            continue
-        try:
-            options[name] = parse_option(name, words[name])
-        except SchemaError as error:
-            options |= stand_in(name)
-            problems.append(Problem(service, f"{subject}, SERVICE_{name.upper()}", str(error)))
-    return options, problems
-
-
-def split_tags(text: str) -> tuple[str, ...]:
-    """``a,b\\,c`` → ``a`` and ``b,c``; empty ones are dropped."""
-    if len(text) > TAGS_CHARACTERS:
-        raise SchemaError(f"SERVICE_TAGS: is longer than {TAGS_CHARACTERS} characters")
-    return tuple(filter(None, _split_unescaped(text)))
-
-
-def _split_unescaped(text: str) -> Iterator[str]:
-    tag = ""
-    for part in text.split(","):
-        if part.endswith("\\"):
-            tag += part[:-1] + ","
-            continue
-        yield tag + part
-        tag = ""
-    yield tag
-
-
 def _subject(container: Container, port: Port | None = None) -> str:
-    return printable(f"container {container.name}" + (f" port {port.number}" if port else ""))
+    where = "" if port is None else f" port {port.number}" + ("/udp" if port.protocol == "udp" else "")
+    return printable(f"container {container.name}{where}")

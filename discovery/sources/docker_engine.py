@@ -1,4 +1,6 @@
-"""The Docker engine's API, as much of it as is needed: list, inspect, follow events. Only ever GET.
+"""The Docker engine's API, as much of it as is needed: list, inspect, follow events.
+
+Only ever GET, but for checks by command and `discovery stop`, which somebody has to ask for.
 
 Here the docker library's errors become SourceError.
 """
@@ -16,7 +18,7 @@ import structlog
 import urllib3
 from docker.types import CancellableStream
 
-from discovery.errors import SourceError
+from discovery.sources.engine_client import FAILURES, EngineAddress, open_client, reason_of, unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +32,9 @@ _WATCHED = {
 }
 
 
-def ping(url: str, timeout_seconds: float = 5.0) -> None:
-    """Return when an engine answers at ``url``; SourceError otherwise, naming the mend."""
-    Engine(url, timeout_seconds).close()
+def ping(address: EngineAddress | str, timeout_seconds: float = 5.0) -> None:
+    """Return when an engine answers there; SourceError otherwise, naming the mend."""
+    Engine(address, timeout_seconds).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,21 @@ class Event:
 
 
 class Engine:
-    """A connection to the engine at ``url``; every method raises SourceError. Opening it asks its version.
+    """A connection to an engine; every method raises SourceError. Opening it asks its version.
 
     ``timeout_seconds`` bounds each call. Thread-safe.
     """
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        self.url = url
+    def __init__(self, address: EngineAddress | str, timeout_seconds: float) -> None:
+        self._address = EngineAddress(address) if isinstance(address, str) else address
         self._timeout_seconds = timeout_seconds
+        self._client = open_client(self._address, timeout_seconds)
+
+    def networks(self) -> list[dict[str, Any]]:
+        """The engine's networks, as it lists them."""
         with self._translated():
-            # Negotiated anew at each connection, for the engine may have been replaced by another version.
-            self._client = docker.APIClient(base_url=url, version="auto", timeout=timeout_seconds)  # type: ignore[arg-type]  # it takes fractions
+            found: list[dict[str, Any]] = self._client.networks()
+            return found
 
     def list(self) -> list[dict[str, Any]]:
         """The containers that run or are paused, as the engine lists them."""
@@ -72,6 +78,24 @@ class Engine:
             except docker.errors.NotFound:
                 return None
             return document
+
+    def start_command(self, container_id: str, command: tuple[str, ...]) -> str:
+        """See ``checker.Commands``."""
+        with self._translated():
+            made = self._client.exec_create(container_id, [*command], stdout=False, stderr=False)
+            self._client.exec_start(made["Id"], detach=True)
+            return str(made["Id"])
+
+    def exit_status(self, command_id: str) -> int | None:
+        """See ``checker.Commands``."""
+        with self._translated():
+            found = self._client.exec_inspect(command_id)
+            return None if found["Running"] else int(found["ExitCode"] or 0)
+
+    def stop(self, container_id: str, stop_seconds: float) -> None:
+        """Stop a container, which has so long from its stop signal until it is killed."""
+        with self._translated():
+            self._client.stop(container_id, timeout=int(stop_seconds))
 
     def events(self, since: float, quiet_seconds: float, wake: Callable[[], None]) -> "EventStream":
         """Subscribe; returns once the engine has accepted. ``since`` is in seconds since 1970."""
@@ -94,17 +118,8 @@ class Engine:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (
-            docker.errors.DockerException,
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise SourceError(
-                f"docker.url: no Docker engine answers at {self.url}: {_reason(error)}"
-                " (start it, or name its socket by --docker)"
-            ) from error
+        except FAILURES as error:
+            raise unreachable(self._address, error) from error
 
 
 class EventStream:
@@ -155,7 +170,7 @@ class EventStream:
                     self._wake()
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # The reader subscribes again, and then lists: nothing is lost.
-            log.debug("docker_events_ended", reason=_reason(error))
+            log.debug("docker_events_ended", reason=reason_of(error))
         finally:
             self._ended = True
             self._wake()
@@ -178,10 +193,3 @@ def _read_event(line: bytes) -> Event | None:
         signal=int(number) if number.isdigit() else None,
         at_us=int(message.get("timeNano", 0)) // 1000,
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The last word of an error that libraries have wrapped into one another."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error) or type(error).__name__

@@ -7,8 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from signal import SIGKILL
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -17,8 +16,10 @@ from discovery.catalog import Problem, Registration
 from discovery.errors import SchemaError, SourceError
 from discovery.schema import printable
 from discovery.sources.container import Container, read_container
-from discovery.sources.docker import Outcome, Rules, register_all
 from discovery.sources.docker_engine import Engine, Event, EventStream
+from discovery.sources.engine_client import EngineAddress
+from discovery.sources.readiness import DrainRequests, NoDrains, Readiness, Readying
+from discovery.sources.rules import PREDEFINED_NETWORKS, Rules, direct_networks
 
 log = structlog.get_logger(__name__)
 
@@ -26,27 +27,22 @@ REPLAY_SECONDS = 300.0
 """How far back events are asked for at a subscription: a stop signal may have been sent before it. The
 engine begins to replay after it has accepted, so nothing falls between."""
 
-STOP_MARGIN_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Stopping:
-    """A stop signal was sent at ``at_us`` (engine's clock); believed until ``until`` (ours)."""
-
-    at_us: int
-    until: float
-
 
 class DockerSource:
-    """See ``base.Source``. ``relist_seconds`` bounds how long anything can go unnoticed."""
+    """See ``base.Source``. ``relist_seconds`` bounds how long anything can go unnoticed.
+
+    ``readying`` says how instances get ready, ``drains`` which containers are to be drained on request.
+    """
 
     name = "docker"
 
     def __init__(
         self,
-        url: str,
+        address: EngineAddress | str,
         rules: Rules,
         *,
+        readying: Readying | None = None,
+        drains: DrainRequests | None = None,
         relist_seconds: float = 60.0,
         timeout_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
@@ -54,7 +50,7 @@ class DockerSource:
     ) -> None:
         self.relist_seconds = relist_seconds
         self.problems: tuple[Problem, ...] = ()
-        self._url = url
+        self._address = address
         self._rules = rules
         self._timeout_seconds = timeout_seconds
         self._clock = clock
@@ -67,7 +63,9 @@ class DockerSource:
         self._containers: dict[str, Container] = {}
         self._listed_as: dict[str, object] = {}
         self._unreadable: dict[str, Problem] = {}
-        self._stopping: dict[str, _Stopping] = {}
+        self._readiness = Readiness(
+            readying or Readying(), drains or NoDrains(), self, self._wake, clock, wall_clock
+        )
 
     def registrations(self) -> tuple[Registration, ...]:
         """See ``base.Source``."""
@@ -78,20 +76,24 @@ class DockerSource:
                 self._relist(engine)
                 self._relist_due = self._clock() + self.relist_seconds
             else:
-                for container_id in dict.fromkeys(event.container_id for event in events):
+                changed = self._changed_by(events)
+                for container_id in changed:
                     self._inspect(engine, container_id)
+                if any(self._is_on_own_network(container_id) for container_id in changed):
+                    # It may have been made a moment ago.
+                    self._look_at_networks(engine)
         except SourceError:
             self._disconnect()
             raise
-        self._note_stop_signals(events)
-        outcome = self._register()
-        self.problems = outcome.problems
+        self._readiness.note(events, self._containers)
+        outcome = self._readiness.outcome(self._containers, self._rules)
+        self.problems = (*outcome.problems, *self._unreadable.values())
         return outcome.registrations
 
     def wait(self, timeout_seconds: float) -> bool:
         """See ``base.Source``."""
         deadline = self._clock() + timeout_seconds
-        due = min([self._relist_due, *(each.until for each in self._stopping.values())])
+        due = min([self._relist_due, *self._readiness.due()])
         with self._changed:
             self._changed.wait_for(self._is_stirred, max(0.0, min(deadline, due) - self._clock()))
         return self._is_stirred() or self._clock() >= due
@@ -100,23 +102,33 @@ class DockerSource:
         """See ``base.Source``."""
         self._closed = True
         self._disconnect()
+        self._readiness.close()
         self._wake()
 
     # -- the engine
 
     def _follow(self) -> tuple[Engine, EventStream]:
         """A live subscription; after a new one everything is listed again."""
-        if self._closed:
-            raise SourceError("the source is closed")
-        if self._stream is not None and self._stream.ended:
+        # Read once: another thread may close us meanwhile.
+        engine, stream = self._engine, self._stream
+        if stream is not None and stream.ended:
             self._disconnect()
-        if self._engine is None or self._stream is None:
-            engine = self._engine = Engine(self._url, self._timeout_seconds)
+            engine = stream = None
+        if engine is None or stream is None:
+            self._check_open()
+            engine = self._engine = Engine(self._address, self._timeout_seconds)
             since = self._wall_clock() - REPLAY_SECONDS
             # A stream that is quiet for longer is made anew, for its connection may be dead.
-            self._stream = engine.events(since, self.relist_seconds, self._wake)
+            stream = self._stream = engine.events(since, self.relist_seconds, self._wake)
             self._relist_due = 0.0
-        return self._engine, self._stream
+        self._check_open()
+        return engine, stream
+
+    def _check_open(self) -> None:
+        if self._closed:
+            # Whoever closed us may not have seen what was opened since.
+            self._disconnect()
+            raise SourceError("the source is closed")
 
     def _disconnect(self) -> None:
         stream, engine = self._stream, self._engine
@@ -128,6 +140,7 @@ class DockerSource:
 
     def _relist(self, engine: Engine) -> None:
         """Compare with the engine's list, and inspect what is new or other than when it was last listed."""
+        self._look_at_networks(engine)
         listed = {item["Id"]: _fingerprint(item) for item in engine.list()}
         for container_id in self._known() - listed.keys():
             self._forget(container_id)
@@ -135,6 +148,16 @@ class DockerSource:
             if self._listed_as.get(container_id) != fingerprint:
                 self._inspect(engine, container_id)
                 self._listed_as[container_id] = fingerprint
+
+    def _look_at_networks(self, engine: Engine) -> None:
+        direct = direct_networks(engine.networks())
+        if direct != self._rules.direct:
+            self._rules = replace(self._rules, direct=direct)
+
+    def _is_on_own_network(self, container_id: str) -> bool:
+        """Whether a container is on a network that somebody made, which may be one that leads out."""
+        container = self._containers.get(container_id)
+        return container is not None and bool(container.networks.keys() - PREDEFINED_NETWORKS)
 
     def _inspect(self, engine: Engine, container_id: str) -> None:
         document = engine.inspect(container_id)
@@ -157,29 +180,38 @@ class DockerSource:
     def _known(self) -> set[str]:
         return {*self._containers, *self._unreadable, *self._listed_as}
 
-    # -- stop signals
+    def _changed_by(self, events: Iterable[Event]) -> list[str]:
+        """The containers to be inspected after these events, each once.
 
-    def _note_stop_signals(self, events: Iterable[Event]) -> None:
+        Not for a signal alone, which changes nothing that is inspected; nor those that are gone, as most are
+        that a replay tells of.
+        """
+        actions: dict[str, list[str]] = {}
         for event in events:
-            container = self._containers.get(event.container_id)
-            if container is not None and is_stop(event, container):
-                # The grace begins when the signal was sent, which a replayed event tells of late. Where the
-                # engine's clock is not ours, the grace still has its bound.
-                grace_seconds = container.stop_seconds + STOP_MARGIN_SECONDS
-                age_seconds = max(0.0, self._wall_clock() - event.at_us / 1e6)
-                until = self._clock() + max(0.0, grace_seconds - age_seconds)
-                self._stopping[container.id] = _Stopping(event.at_us, until)
+            actions.setdefault(event.container_id, []).append(event.action)
+        changed = []
+        for container_id, done in actions.items():
+            if done[-1] == "destroy":
+                self._forget(container_id)
+            elif container_id not in self._containers or any(action != "kill" for action in done):
+                changed.append(container_id)
+        return changed
 
-    def _register(self) -> Outcome:
-        now = self._clock()
-        self._stopping = {
-            id_: mark
-            for id_, mark in self._stopping.items()
-            if mark.until > now and id_ in self._containers and mark.at_us >= self._containers[id_].started_us
-        }
-        serving = [each for id_, each in self._containers.items() if id_ not in self._stopping]
-        outcome = register_all(serving, self._containers, self._rules)
-        return Outcome(outcome.registrations, (*outcome.problems, *self._unreadable.values()))
+    # -- checks by command
+
+    def start_command(self, container_id: str, command: tuple[str, ...]) -> str:
+        """See ``checker.Commands``."""
+        return self._connected().start_command(container_id, command)
+
+    def exit_status(self, command_id: str) -> int | None:
+        """See ``checker.Commands``."""
+        return self._connected().exit_status(command_id)
+
+    def _connected(self) -> Engine:
+        engine = self._engine
+        if engine is None:
+            raise SourceError("the engine is out of reach")
+        return engine
 
     # -- waking
 
@@ -189,16 +221,7 @@ class DockerSource:
 
     def _is_stirred(self) -> bool:
         stream = self._stream
-        return self._closed or stream is None or stream.stirred
-
-
-def is_stop(event: Event, container: Container) -> bool:
-    """Whether this event is the signal that ends the container: its stop signal, or SIGKILL.
-
-    A container may ignore its stop signal; then, a while after the engine would have killed it, it counts as
-    running again. Any other signal, such as SIGHUP, says nothing.
-    """
-    return event.action == "kill" and event.signal in (container.stop_signal, int(SIGKILL))
+        return self._closed or stream is None or stream.stirred or self._readiness.changed()
 
 
 def _fingerprint(item: Mapping[str, Any]) -> object:

@@ -95,12 +95,15 @@ class Store(Protocol):
         """All entries whose key begins with ``prefix`` (which ends in ``/``), in one consistent read."""
         ...
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(self, prefix: str, revision: int, patience_seconds: float | None = None) -> Iterator[Changes]:
         """Every change under ``prefix`` after ``revision``, in order, for ever.
 
         Yields at least every HEARTBEAT_SECONDS, with no changes if there are none. Resumes by itself
         where it can; raises StoreUnavailable when the store has been out of reach for its time-out
         (call again with the last revision seen), HistoryLost when changes since ``revision`` are gone.
+        ``patience_seconds`` is how long a server that hangs may go unnoticed, by default less than the
+        store's time-out: a reader that asks the store other things regularly, such as to keep a session
+        alive, is told by those, and need not have each watch ask again and again whether it lives.
         Closing the iterator frees what it holds.
         """
         ...

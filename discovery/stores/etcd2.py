@@ -67,7 +67,12 @@ class Etcd2Store:
             self._known[prefix] = known
         return Snapshot(known.revision, known.entries)
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(
+        self,
+        prefix: str,
+        revision: int,
+        patience_seconds: float | None = None,  # noqa: ARG002 - its watch asks nothing besides
+    ) -> Iterator[Changes]:
         """See ``base.Store``.
 
         Costs one more read of the prefix when ``revision`` is not the one of the last snapshot or watch of

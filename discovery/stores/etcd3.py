@@ -73,9 +73,9 @@ class Etcd3Store:
                 return Snapshot(int(str(wanted["revision"])), entries)
             wanted["key"] = start
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(self, prefix: str, revision: int, patience_seconds: float | None = None) -> Iterator[Changes]:
         """Every change under ``prefix`` after ``revision``; see base.Store."""
-        return follow(self._gateway, prefix, revision)
+        return follow(self._gateway, prefix, revision, patience_seconds)
 
     def session(self, ttl_seconds: float) -> "Etcd3Session":
         """A new session; its lease is granted with the first put."""

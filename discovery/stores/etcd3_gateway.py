@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import socket
 import ssl
 import threading
@@ -54,12 +55,17 @@ class Gateway:
         self._target = target
         self._preferred = 0
         self._token: str | None = None
+        self._heard_at: dict[Endpoint, float] = {}
         self._pools = {endpoint: _pool(endpoint, context) for endpoint in target.endpoints}
 
     @property
     def preferred(self) -> int:
         """The index of the endpoint that answered last."""
         return self._preferred
+
+    def silent_seconds(self, endpoint: Endpoint) -> float:
+        """For how long this endpoint has answered nobody; infinite when it never did."""
+        return time.monotonic() - self._heard_at.get(endpoint, -math.inf)
 
     def close(self) -> None:
         """Free all connections; watches end."""
@@ -118,6 +124,7 @@ class Gateway:
                 raise StoreRefused(f"etcd at {endpoint} asks for a user and password") from None
             self._token = None
             answer = self._post(endpoint, path, body, deadline, self._authenticated(endpoint, deadline))
+        self._heard_at[endpoint] = time.monotonic()
         try:
             return decode(answer)
         except UNINTELLIGIBLE as error:

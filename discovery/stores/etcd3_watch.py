@@ -4,9 +4,10 @@ The gateway's watch is one long chunked answer that is silent when nothing chang
 hangs or the way to it is cut: no read time-out can tell these apart. etcd's own sign of life
 (progress_notify) comes every ten minutes by default. A progress *request* on the stream itself needs HTTP/1
 in both directions at once, which Go's server allows only by accident (it works with ``Connection: close``
-and hangs without, on 3.4 and 3.5). So a second, cheap request asks the same endpoint again and again: a
-serializable count of one key, which reads that member's memory and bothers no other. TCP keepalives find a
-stream whose connection alone is gone, the hasleader header one whose member has lost the quorum.
+and hangs without, on 3.4 and 3.5). So a second, cheap request asks the same endpoint when it has answered
+nobody for a while: a serializable count of one key, which reads that member's memory and bothers no other.
+Where the process keeps a session alive on it, and its watch has patience, that is never. TCP keepalives
+find a stream whose connection alone is gone, the hasleader header one whose member has lost the quorum.
 """
 
 import queue
@@ -37,13 +38,16 @@ WAITING_ANSWERS = 64
 """Answers read ahead of a slow reader; then TCP holds the server back."""
 
 
-def follow(gateway: Gateway, prefix: str, revision: int) -> Iterator[Changes]:
+def follow(
+    gateway: Gateway, prefix: str, revision: int, patience_seconds: float | None = None
+) -> Iterator[Changes]:
     """Every change under ``prefix`` after ``revision``, over any number of connections.
 
     Raises as Store.watch does. Out of reach means: since the last connection was lost, no endpoint has
     begun a watch for the gateway's time-out. When every endpoint in turn is one that will never do
     (EndpointUnfit), that is raised at once.
     """
+    patience_seconds = patience_seconds or gateway.timeout_seconds / 4
     backoff = Backoff(first_seconds=0.1, most_seconds=HEARTBEAT_SECONDS)
     index = gateway.preferred
     lost_at = time.monotonic()
@@ -51,7 +55,8 @@ def follow(gateway: Gateway, prefix: str, revision: int) -> Iterator[Changes]:
     unfit = 0
     while True:
         left = lost_at + gateway.timeout_seconds - time.monotonic()
-        connection = _Connection(gateway, gateway.endpoints[index], prefix, revision, left)
+        endpoint = gateway.endpoints[index]
+        connection = _Connection(gateway, endpoint, prefix, revision, left, patience_seconds)
         try:
             for changes in connection.changes():
                 if connection.established and interrupted:
@@ -84,13 +89,20 @@ class _Connection:
     """One watch on one endpoint: a thread that reads it, another that sees whether the server lives."""
 
     def __init__(
-        self, gateway: Gateway, endpoint: Endpoint, prefix: str, revision: int, left_seconds: float
+        self,
+        gateway: Gateway,
+        endpoint: Endpoint,
+        prefix: str,
+        revision: int,
+        left_seconds: float,
+        patience_seconds: float,
     ) -> None:
         self.endpoint = endpoint
         self.established = False
         self._gateway = gateway
         self._prefix = prefix
         self._revision = revision
+        self._patience_seconds = patience_seconds
         self._began = time.monotonic()
         share_seconds = gateway.timeout_seconds / len(gateway.endpoints)
         # The last try may end a little late; with next to no time it would only say that there was none.
@@ -167,10 +179,16 @@ class _Connection:
             raise HistoryLost(f"the store is at revision {now}, before {self._revision}: it was made anew")
 
     def _probe(self) -> None:
-        """Ask every quarter of the time-out; no answer within half of it ends the connection."""
+        """Ask when it has answered nobody for longer than the patience; no answer ends the connection."""
         seconds = self._gateway.timeout_seconds
         body = {**self._count(), "serializable": True}
-        while not self._closed.wait(seconds / 4):
+        pause_seconds = self._patience_seconds
+        while not self._closed.wait(pause_seconds):
+            left_seconds = self._patience_seconds - self._gateway.silent_seconds(self.endpoint)
+            if left_seconds > 0:
+                pause_seconds = left_seconds
+                continue
+            pause_seconds = self._patience_seconds
             try:
                 self._gateway.ask(self.endpoint, "kv/range", body, seconds / 2, revision_of)
             except StoreUnavailable as error:

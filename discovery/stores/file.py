@@ -62,7 +62,12 @@ class FileStore:
         self._remove_expired(mirror)
         return snapshot
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(
+        self,
+        prefix: str,
+        revision: int,
+        patience_seconds: float | None = None,  # noqa: ARG002 - its watch asks nothing besides
+    ) -> Iterator[Changes]:
         """See ``base.Store``. A thread and inotify are held while anyone watches."""
         mirror, tree_watch, _ = self._open()
         return self._follow(mirror, tree_watch, prefix, revision)

@@ -125,7 +125,12 @@ class MemoryStore:
             entries = {key: entry for key, entry in self._memory.entries.items() if key.startswith(prefix)}
             return Snapshot(self._memory.history.revision, entries)
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(
+        self,
+        prefix: str,
+        revision: int,
+        patience_seconds: float | None = None,  # noqa: ARG002 - its watch asks nothing besides
+    ) -> Iterator[Changes]:
         """See ``base.Store``."""
         return self._memory.history.follow(prefix, revision, self._check)
 

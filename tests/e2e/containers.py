@@ -7,6 +7,8 @@ from tests.lab.dockerd import DockerEngine
 
 TTL_SECONDS = 3
 
+PORT_TRIES = 10
+
 HTTP = """
 mkdir -p /www/a && echo {name} > /www/index.html && echo {name} > /www/a/b
 exec httpd -f -p 80 -h /www
@@ -40,7 +42,16 @@ class Containers:
     def run(self, name: str, *options: str, command: str) -> str:
         """Start a container that runs a shell command."""
         self._started.append(name)
-        return self.docker("run", "-d", "--name", name, *options, "busybox:local", "/bin/sh", "-c", command)
+        words = ["-d", "--name", name, *options, "busybox:local", "/bin/sh", "-c", command]
+        for _ in range(PORT_TRIES):
+            try:
+                return self.docker("run", *words)
+            except AssertionError as error:
+                # The port that the engine chose was taken meanwhile, by another engine of this machine.
+                if "address already in use" not in str(error):
+                    raise
+                self.docker("rm", "-f", name)
+        return self.docker("run", *words)
 
     def __enter__(self) -> Self:
         return self

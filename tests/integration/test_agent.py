@@ -20,7 +20,7 @@ class Broken(MemoryStore):
 
     has_bug = False
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(self, prefix: str, revision: int, patience_seconds: float | None = None) -> Iterator[Changes]:
         for changes in super().watch(prefix, revision):
             if self.has_bug:
                 raise ZeroDivisionError

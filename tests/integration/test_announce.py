@@ -1,28 +1,20 @@
-"""`announce`: an address with a check, and a command that is announced while it runs."""
+"""`announce`: an address, with a check if wanted."""
 
-import os
-import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from discovery.announced import run_announced
-from discovery.errors import CommandError, ConfigError
-from discovery.registrator import Registrator
-from discovery.sources.announce import AnnounceSource, Health
-from discovery.stores import open_store
+from discovery.errors import ConfigError
+from discovery.sources.announce import AnnounceSource
+from discovery.sources.checker import Health
 from tests.lab.agent import discovery_command
 from tests.lab.wait import until
-
-ID = "n1:127.0.0.1:8000"
-
 
 # ---- the source -------------------------------------------------------------------------------------
 
@@ -34,6 +26,17 @@ def test_without_a_check_it_is_registered() -> None:
     assert found.instance.id == "n1:2001:db8::5:5432"
     assert (found.instance.attributes.scheme, found.instance.attributes.host_port) == ("tcp", 5432)
     assert not source.wait(0)
+
+
+def test_drained_it_stays_registered_and_says_so() -> None:
+    source = AnnounceSource("db", "10.0.0.5:5432", node="n1", scheme="tcp")
+    (before,) = source.registrations()
+    source.drain()
+    assert source.wait(0)
+    (after,) = source.registrations()
+    assert not before.instance.attributes.draining
+    attributes = replace(before.instance.attributes, draining=True)
+    assert after == replace(before, instance=replace(before.instance, attributes=attributes))
 
 
 @pytest.mark.parametrize(
@@ -115,83 +118,6 @@ def test_a_tcp_check_decides() -> None:
     source.close()
 
 
-# ---- around a command -------------------------------------------------------------------------------
-
-
-def run(tmp_path: Path, *command: str) -> int:
-    with closing(open_store(f"file://{tmp_path}/store")) as store:
-        source = AnnounceSource("web", "127.0.0.1:8000", node="n1")
-        return run_announced(command, Registrator(store, source, ttl_seconds=10))
-
-
-def test_the_exit_status_is_kept_and_the_keys_are_gone(tmp_path: Path) -> None:
-    key = tmp_path / "store/services/web/hosts" / ID
-    status = run(tmp_path, "sh", "-c", f"until test -e {key}; do sleep 0.05; done; exit 7")
-    assert status == 7
-    assert not key.exists()
-
-
-def test_a_signals_status_is_that_of_a_shell(tmp_path: Path) -> None:
-    assert run(tmp_path, "sh", "-c", "kill -9 $$") == 128 + 9
-
-
-def test_a_command_that_cannot_be_started(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(CommandError, match="cannot be started"):
-        run(tmp_path, "/nowhere/to/be/found")
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-# When it is stopped, it writes down whether it is still announced.
-COMMAND = """
-import pathlib, signal, sys, threading
-key, log = map(pathlib.Path, sys.argv[1:])
-def note(number, frame):
-    with log.open("a") as file:
-        file.write(f"{signal.Signals(number).name} {'announced' if key.exists() else 'withdrawn'}\\n")
-    if number == signal.SIGTERM:
-        sys.exit(3)
-for number in (signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, note)
-log.touch()
-while True:
-    signal.pause()
-"""
-
-SIDEKICK = """
-import sys
-from contextlib import closing
-from discovery.announced import run_announced
-from discovery.registrator import Registrator
-from discovery.sources.announce import AnnounceSource
-from discovery.stores import open_store
-with closing(open_store(sys.argv[1])) as store:
-    source = AnnounceSource("web", "127.0.0.1:8000", node="n1")
-    sys.exit(run_announced(sys.argv[2:], Registrator(store, source, ttl_seconds=10)))
-"""
-
-
-def test_withdrawn_before_the_command_is_stopped(tmp_path: Path) -> None:
-    key, log = tmp_path / "store/services/web/hosts" / ID, tmp_path / "log"
-    command = [sys.executable, "-c", COMMAND, str(key), str(log)]
-    arguments = [sys.executable, "-c", SIDEKICK, f"file://{tmp_path}/store", *command]
-    with subprocess.Popen(arguments, start_new_session=True) as sidekick:
-        try:
-            until(lambda: key.exists() and log.exists(), "announced")
-            assert key.read_text().strip() == "127.0.0.1:8000"
-            sidekick.send_signal(signal.SIGHUP)
-            until(
-                lambda: "SIGHUP announced\n" in log.read_text(),
-                "SIGHUP is passed on, and nothing else happens",
-            )
-            sidekick.send_signal(signal.SIGTERM)
-            assert sidekick.wait(30) == 3
-        finally:
-            if sidekick.poll() is None:
-                os.killpg(sidekick.pid, signal.SIGKILL)
-    assert log.read_text() == "SIGHUP announced\nSIGTERM withdrawn\n"
-
-
 def test_a_store_out_of_reach_at_the_start_is_said(tmp_path: Path) -> None:
     arguments = [*discovery_command(), "announce", "--store=etcd3://127.0.0.1:1", "web", "127.0.0.1:8000"]
     log = tmp_path / "log"
@@ -201,3 +127,15 @@ def test_a_store_out_of_reach_at_the_start_is_said(tmp_path: Path) -> None:
         assert sidekick.wait(20) == 0
     assert log.read_text().count("registering_waits_for_the_store") == 1
     assert "level=error" not in log.read_text()
+
+
+def test_a_port_alone_is_on_this_node(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    arguments = [*discovery_command(), "announce", f"--store=file://{store}", "--node=n1"]
+    arguments += ["--address=192.0.2.7", "--drain=0", "web", ":8000"]
+    with subprocess.Popen(arguments) as sidekick:
+        key = store / "services/web/hosts/n1:192.0.2.7:8000"
+        until(lambda: key.exists() and "192.0.2.7:8000" in key.read_text(), "announced")
+        sidekick.terminate()
+        assert sidekick.wait(20) == 0
+    assert not key.exists()

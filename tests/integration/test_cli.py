@@ -69,7 +69,7 @@ def test_secrets_are_kept_and_not_printed(tmp_path: Path) -> None:
         (["set", "web", "hosts/../x", "10.0.0.5:80"], "an instance id is"),
         (["set", "Web/x", "path", "keep"], "a name is 1 to 63"),
         (["set", "web", "path", "away"], "must be strip or keep"),
-        (["set", "web", "pth", "keep"], "there is hosts/ID, and the options"),
+        (["set", "web", "pth", "keep"], "there is hosts/ID, udp/ID, and the options"),
         (["set", "web", "scheme", "ftp"], "it is http or tcp"),
         (["unset", "web", "path"], "there is no such key"),
         (["unset", "web"], "name the fields to unset"),

@@ -203,6 +203,26 @@ def test_a_frozen_server_fails_a_call_and_is_noticed_by_a_watch(own: Etcd) -> No
         assert not store.snapshot(PREFIX).entries
 
 
+def test_a_patient_watch_asks_nothing_while_a_session_is_kept_alive(own: Etcd) -> None:
+    with opened(own.url(3), timeout_seconds=1) as store:
+        session = store.session(60)
+        session.put({f"{PREFIX}a": "1"})
+        watch = store.watch(PREFIX, store.snapshot(PREFIX).revision, patience_seconds=2)
+        next(watch)
+        before = own.requests()["Range"]
+        began = time.monotonic()
+        for _ in watch:
+            session.keepalive()
+            if time.monotonic() - began > 4:
+                break
+        assert own.requests()["Range"] == before
+        own.freeze()
+        # Nobody is answered any more, so it asks, and finds out.
+        with pytest.raises(StoreUnavailable, match=own.endpoint):
+            told(watch, lambda _: False)
+        own.thaw()
+
+
 def test_nothing_listens() -> None:
     (port,) = free_ports(1)
     with opened(f"etcd3://127.0.0.1:{port}", 2) as store:

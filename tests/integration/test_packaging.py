@@ -65,7 +65,7 @@ def carried(names: list[str], prefix: str) -> list[str]:
 
 
 def test_there_are_templates_to_carry() -> None:
-    assert "haproxy/haproxy.cfg.j2" in TEMPLATES
+    assert {"haproxy/haproxy.cfg.j2", "systemd/discovery-agent.service"} < set(TEMPLATES)
 
 
 def test_the_wheel_carries_the_templates_and_says_that_it_is_typed(built: Path) -> None:

@@ -1,5 +1,6 @@
 """Containers of a real engine → keys: every event of a container's life, and of the engine's."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery.catalog import Registration
 from discovery.errors import SourceError
 from discovery.registrator import Registrator
 from discovery.sources.docker import Rules
@@ -115,37 +117,61 @@ def test_containers_that_ran_before_and_what_is_withdrawn_at_the_end(
     assert not store.snapshot("/services/").entries
 
 
-def test_withdrawn_at_the_stop_signal_not_at_death(engine: DockerEngine, store: Store) -> None:
+def test_drained_at_the_stop_signal_and_gone_at_death(engine: DockerEngine, store: Store) -> None:
     with registering(engine, store):
         # It ignores SIGTERM, so it runs until the engine's time-out.
         web = engine.run("one", ports={80: None}, env=NAMED)
-        until_hosts(store, {"web n1:one:80": published(engine, web)})
+        address = published(engine, web)
+        until_hosts(store, {"web n1:one:80": address})
+        assert not draining(store)
         stopping = threading.Thread(target=engine.client.stop, args=(web, 20))
         stopping.start()
-        until_hosts(store, {})
+        until(lambda: draining(store) == {"n1:one:80"}, "it is drained")
+        # It is there until it is dead, so that what is under way can end.
+        assert hosts(store) == {"web n1:one:80": address}
         assert engine.client.inspect_container(web)["State"]["Running"]
         engine.client.kill(web, "KILL")
         stopping.join(30)
+        until_hosts(store, {})
 
 
-def test_only_the_stop_signal_withdraws_and_not_for_ever(engine: DockerEngine, store: Store) -> None:
+def test_only_the_stop_signal_drains_and_not_for_ever(engine: DockerEngine, store: Store) -> None:
     with registering(engine, store):
-        web = engine.run("one", ports={80: None}, env=NAMED, stop_timeout=1)
+        web = engine.run("one", ports={80: None}, env=NAMED, stop_timeout=0)
         marker = engine.run("marker", ports={80: None}, env={"SERVICE_NAME": "marker"})
         both = {
             "web n1:one:80": published(engine, web),
             "marker n1:marker:80": published(engine, marker),
         }
         until_hosts(store, both)
-        created = store.snapshot("/services/").entries[f"{HOSTS}n1:one:80"].created
         engine.client.kill(web, "HUP")
+        engine.client.kill(web, "USR1")
         engine.client.pause(marker)
-        # Events arrive in order: by now the SIGHUP was seen, and nothing came of it.
+        # Events arrive in order: by now the signals were seen, and nothing came of them.
         until_hosts(store, {"web n1:one:80": both["web n1:one:80"]})
-        assert store.snapshot("/services/").entries[f"{HOSTS}n1:one:80"].created == created
+        assert not draining(store)
         engine.client.kill(web, "TERM")
+        until(lambda: draining(store) == {"n1:one:80"}, "it is drained")
+        until(lambda: not draining(store), "it outlived the signal, and serves")
+        assert hosts(store) == {"web n1:one:80": both["web n1:one:80"]}
+
+
+def test_what_outlived_its_stop_signal_but_does_not_serve_stays_away(
+    engine: DockerEngine, store: Store
+) -> None:
+    """`docker stop -t 60` of one that asks for less, and closes its port at once."""
+    slow = [
+        "sh",
+        "-c",
+        "httpd -f -p 81 & server=$!; trap 'kill $server' TERM; while :; do sleep 0.1; done",
+    ]
+    with registering(engine, store) as registrator:
+        web = engine.run("one", ports={81: None}, env=NAMED, command=slow, stop_timeout=0)
+        until_hosts(store, {"web n1:one:81": published(engine, web, 81)})
+        engine.client.kill(web, "TERM")
+        until(lambda: draining(store) == {"n1:one:81"}, "it is drained")
         until_hosts(store, {})
-        until_hosts(store, {"web n1:one:80": both["web n1:one:80"]})
+        assert any("outlived" in problem.reason for problem in registrator.status.problems)
 
 
 def test_a_restart_seen_all_at_once(engine: DockerEngine) -> None:
@@ -164,7 +190,7 @@ def test_a_restart_seen_all_at_once(engine: DockerEngine) -> None:
         # One that is being stopped is, even to that one.
         engine.client.kill(marker, "TERM")
         late = DockerSource(engine.url, RULES)
-        until(lambda: len(late.registrations()) == 1, "the signal is replayed", 10)
+        until(lambda: len(drained(late)) == 1, "the signal is replayed", 10)
         late.close()
     finally:
         source.close()
@@ -312,6 +338,20 @@ def test_killed_its_keys_expire(process: tuple[Store, "subprocess.Popen[bytes]"]
     registrator.wait(30)
     assert hosts(store) == {"web n1:one:80": "192.0.2.7:18091"}
     until_hosts(store, {})
+
+
+def draining(store: Store) -> set[str]:
+    """The ids of instances that are marked as draining."""
+    entries = store.snapshot("/services/").entries
+    return {
+        key.rpartition("/")[2]
+        for key, entry in entries.items()
+        if "/attributes/" in key and json.loads(entry.value).get("draining")
+    }
+
+
+def drained(source: DockerSource) -> list[Registration]:
+    return [each for each in source.registrations() if each.instance.attributes.draining]
 
 
 def health(engine: DockerEngine, container: str) -> str:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from tests.lab.wait import until
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
+PORT_TRIES = 10
 
 IMAGE = "busybox:local"
 APPLETS = (
@@ -46,7 +47,8 @@ class DockerEngine:
     ``bridge`` the bridge is made here, under a name of its own, and removed again, so that several
     engines may run; with it, that bridge must exist. ``iptables`` is off, so that engines in one network
     namespace leave each other's rules alone: published ports work all the same, through docker-proxy.
-    ``netns`` runs it inside a named network namespace. Directories stay the same over restarts.
+    ``netns`` runs it inside a named network namespace. ``extra`` are further flags. Directories stay the
+    same over restarts.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class DockerEngine:
         iptables: bool = False,
         live_restore: bool = False,
         insecure_registry: str | None = None,
+        extra: Sequence[str] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
         self.url = f"unix://{self.directory}/run/docker.sock"
@@ -77,6 +80,7 @@ class DockerEngine:
             f"--ip-masq={str(iptables).lower()}",
             f"--live-restore={str(live_restore).lower()}",
         ]
+        self._flags += extra
         if insecure_registry:
             self._flags.append(f"--insecure-registry={insecure_registry}")
         self._process: subprocess.Popen[bytes] | None = None
@@ -103,8 +107,8 @@ class DockerEngine:
 
     # -- life
 
-    def start(self) -> Self:
-        """Start dockerd and wait until it answers; the image is there."""
+    def start(self, seconds: float = START_SECONDS) -> Self:
+        """Start dockerd and wait, for so long at most, until it answers; the image is there."""
         (self.directory / "run").mkdir(exist_ok=True)
         self._forget_dead()
         self._make_bridge()
@@ -113,7 +117,7 @@ class DockerEngine:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        until(self._answers, "dockerd answers", START_SECONDS, detail=self._log_tail)
+        until(self._answers, "dockerd answers", seconds, detail=self._log_tail)
         if not self.client.images(name=IMAGE):
             self._import_image()
         return self
@@ -214,8 +218,19 @@ class DockerEngine:
             **config,
         )
         if start:
-            self.client.start(created["Id"])
+            self._start_container(created["Id"])
         return str(created["Id"])
+
+    def _start_container(self, container_id: str) -> None:
+        """Start it, again when another engine of this machine took the port that this one chose."""
+        for last in (*([False] * (PORT_TRIES - 1)), True):
+            try:
+                self.client.start(container_id)
+            except docker.errors.APIError as error:
+                if last or "address already in use" not in str(error):
+                    raise
+            else:
+                return
 
     def remove_all(self) -> None:
         """Remove every container, and every network that is not the engine's own."""
@@ -238,8 +253,11 @@ class DockerEngine:
         if subprocess.run(
             [*self._prefix(), need("ip"), "link", "show", self.bridge], capture_output=True, check=False
         ).returncode:
+            # With a MAC address of its own, as docker0 has: a bridge without takes the lowest of its ports',
+            # and when that container ends the others send to an address that is gone until they ask again.
+            mac = "02:42:" + ":".join(f"{int(part):02x}" for part in self.gateway.split("."))
             for step in (
-                f"link add {self.bridge} type bridge",
+                f"link add {self.bridge} address {mac} type bridge",
                 f"address add {self.bip} dev {self.bridge}",
                 f"link set {self.bridge} up",
             ):

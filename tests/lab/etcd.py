@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -153,6 +154,16 @@ class Etcd:
     def thaw(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
+
+    def requests(self) -> dict[str, float]:
+        """How many requests of the v3 API it has got, by method; ``raft`` is what went through consensus."""
+        url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        by_method = r'^grpc_server_started_total\{grpc_method="(\w+)".*\} (\S+)$'
+        (raft,) = re.findall(r"^etcd_server_proposals_committed_total (\S+)$", text, re.MULTILINE)
+        found = re.findall(by_method, text, re.MULTILINE)
+        return {**{method: float(count) for method, count in found}, "raft": float(raft)}
 
     def ctl(self, version: int, *arguments: str) -> str:
         """What ``etcdctl`` prints, by API version 2 or 3; its failure raises AssertionError with its text."""

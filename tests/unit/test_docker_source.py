@@ -1,299 +1,39 @@
-"""Inspect documents of a real engine → registrations; `tests.lab.capture_inspect` made them."""
+"""Containers as a whole: what is read of them, and what holds whatever they say."""
 
+import ipaddress
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discovery.catalog import Attributes, Registration
+from discovery.catalog import Registration
 from discovery.errors import SchemaError
-from discovery.schema import parse_address, parse_id, parse_name
-from discovery.sources.container import Container, Port, read_container, read_words, signal_number
-from discovery.sources.docker import Outcome, Rules, image_name, register, register_all, split_tags
-
-DIRECTORY = Path(__file__).parent / "inspect"
-NODE = Rules(node="n1", address="192.0.2.7")
-INTERNAL = replace(NODE, internal=True)
-
-
-def document(name: str) -> Any:
-    return json.loads((DIRECTORY / f"{name}.json").read_text())
-
-
-def container(name: str, *environment: str, **changes: Any) -> Container:
-    """A captured container, with further environment and changed fields."""
-    found = document(name)
-    found["Config"]["Env"] = [*(found["Config"]["Env"] or []), *environment]
-    return replace(read_container(found), **changes)
-
-
-ALL = {found.id: found for found in (container(path.stem) for path in DIRECTORY.glob("*.json"))}
-
-
-def registered(outcome: Outcome) -> dict[str, str]:
-    return {each.service: each.instance.address for each in outcome.registrations}
-
-
-def only(outcome: Outcome) -> Registration:
-    assert not outcome.problems
-    (found,) = outcome.registrations
-    return found
-
-
-# ---- which ports, at which addresses ----------------------------------------------------------------
-
-PUBLISHED = {
-    "published_random": {"busybox": "192.0.2.7:32768"},
-    "published_fixed": {"busybox": "192.0.2.7:8000"},
-    "published_twice": {"busybox": "192.0.2.7:8003"},
-    "published_on_loopback": {},
-    "published_on_address": {"busybox": "172.29.42.1:8006"},
-    "published_on_ipv6": {},
-    "two_ports": {"busybox-80": "192.0.2.7:8010", "busybox-443": "192.0.2.7:8011"},
-    "port_range": {
-        "busybox-90": "192.0.2.7:8020",
-        "busybox-91": "192.0.2.7:8021",
-        "busybox-92": "192.0.2.7:8022",
-    },
-    "tcp_and_udp": {"busybox-53": "192.0.2.7:8030"},
-    "udp_only": {},
-    "exposed_only": {},
-    "no_ports": {},
-    "environment_and_labels": {"from-label": "192.0.2.7:8040"},
-    "host_network": {"busybox-8050": "192.0.2.7:8050", "named": "192.0.2.7:8052"},
-    "two_networks": {"busybox": "192.0.2.7:8060"},
-    "container_network": {"tls": "192.0.2.7:8011"},
-    "health_starting": {},
-    "health_good": {"busybox": "192.0.2.7:8071"},
-    "health_bad": {},
-    "no_healthcheck": {"busybox": "192.0.2.7:8073"},
-    "stop_signal": {"busybox": "192.0.2.7:8074"},
-    "paused": {},
-    "exited": {},
-    "created": {},
-    "registry_image": {"web_app": "192.0.2.7:8078"},
-}
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in DIRECTORY.glob("*.json")))
-def test_published_ports(name: str) -> None:
-    assert registered(register(container(name), ALL, NODE)) == PUBLISHED[name]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("published_fixed", {"busybox": "172.29.42.3:80"}),
-        ("published_on_loopback", {"busybox": "172.29.42.5:80"}),
-        ("exposed_only", {"busybox": "172.29.42.12:80"}),
-        ("no_ports", {}),
-        ("two_networks", {"busybox-80": "172.19.0.2:80", "busybox-81": "172.19.0.2:81"}),
-        ("host_network", {"busybox-8050": "192.0.2.7:8050", "named": "192.0.2.7:8052"}),
-        ("container_network", {"tls": "172.29.42.8:443"}),
-        ("paused", {}),
-    ],
+from discovery.schema import (
+    VALUE_BYTES,
+    encode_attributes,
+    parse_address,
+    parse_attributes,
+    parse_id,
+    parse_name,
 )
-def test_internal_addresses(name: str, expected: dict[str, str]) -> None:
-    assert registered(register(container(name), ALL, INTERNAL)) == expected
+from discovery.sources.container import Binding, Container, Port, read_container, signal_number
+from discovery.sources.docker import Rules, register, register_all
+from discovery.sources.words import Words, read_words
+from tests.unit.inspected import ALL, NAMES, NODE, V6, container, document
 
-
-def test_the_network_of_several_is_chosen_by_word_then_setting_then_name() -> None:
-    front, back = {"busybox-80": "172.18.0.2:80"}, {"busybox-80": "172.19.0.2:80"}
-    two = container("two_networks", exposed=frozenset([Port(80, "tcp"), Port(53, "udp")]))
-    assert registered(register(two, ALL, INTERNAL)) == back
-    assert registered(register(two, ALL, replace(INTERNAL, network="front"))) == front
-    assert registered(register(two, ALL, replace(INTERNAL, network="elsewhere"))) == back
-    word = replace(two, words=read_words(["SERVICE_NETWORK=front"], {}))
-    assert registered(register(word, ALL, replace(INTERNAL, network="back"))) == front
-    wrong = replace(two, words=read_words(["SERVICE_NETWORK=elsewhere"], {}))
-    assert "elsewhere" in register(wrong, ALL, INTERNAL).problems[0].reason
-
-
-@pytest.mark.parametrize(
-    ("name", "address", "reason"),
-    [
-        ("published_on_loopback", "192.0.2.7", "127.0.0.1, where no other node can reach it"),
-        ("published_on_ipv6", "192.0.2.7", "another IP version"),
-    ],
+EVERYTHING = replace(
+    NODE,
+    conventions=frozenset({"registrator", "nginx-proxy", "compose"}),
+    tags=("all",),
+    check_commands=True,
 )
-def test_what_nobody_can_reach_is_reported(name: str, address: str, reason: str) -> None:
-    outcome = register(container(name), ALL, replace(NODE, address=address))
-    assert not outcome.registrations
-    (problem,) = outcome.problems
-    assert (problem.subject, problem.consequence) == (f"container {name} port 80", "left out")
-    assert reason in problem.reason
 
 
-def test_an_ipv6_node_and_a_loopback_node() -> None:
-    v6 = replace(NODE, address="2001:db8::7")
-    assert only(register(container("published_on_ipv6"), ALL, v6)).instance.address == "[2001:db8::7]:8007"
-    assert only(register(container("published_fixed"), ALL, v6)).instance.address == "[2001:db8::7]:8000"
-    # Who asks for loopback, on a single machine, reaches what is published there.
-    loopback = replace(NODE, address="127.0.0.1")
-    found = only(register(container("published_on_loopback"), ALL, loopback))
-    assert found.instance.address == "127.0.0.1:8005"
-
-
-def test_a_shared_network_whose_owner_is_gone_is_reported() -> None:
-    outcome = register(container("container_network"), {}, NODE)
-    assert not outcome.registrations
-    assert "does not run" in outcome.problems[0].reason
-
-
-def test_a_name_without_a_port_is_reported_unless_ignored() -> None:
-    (problem,) = register(container("exposed_only", "SERVICE_NAME=web"), ALL, NODE).problems
-    assert "publishes no port" in problem.reason
-    ignored = container("exposed_only", "SERVICE_NAME=web", "SERVICE_IGNORE=1")
-    assert register(ignored, ALL, NODE) == Outcome()
-
-
-# ---- words ------------------------------------------------------------------------------------------
-
-
-def test_everything_that_is_registered() -> None:
-    found = only(register(container("environment_and_labels", "SERVICE_HOST_PORT=9000"), ALL, NODE))
-    assert found.service == "from-label"
-    assert found.instance.id == "n1:environment_and_labels:80"
-    assert found.instance.attributes == Attributes(
-        scheme="tcp",
-        host_port=9000,
-        node="n1",
-        container="environment_and_labels",
-        image="busybox:local",
-        tags=("c",),
-    )
-
-
-def test_nothing_else_of_the_environment_is_kept() -> None:
-    assert "hunter2" in json.dumps(document("environment_and_labels"))
-    kept = repr(container("environment_and_labels"))
-    assert "hunter" not in kept
-    assert "com.example" not in kept
-
-
-@pytest.mark.parametrize(
-    ("words", "services"),
-    [
-        (["SERVICE_NAME=web"], ["web-443", "web-80"]),
-        (["SERVICE_80_NAME=web"], ["busybox-443", "web"]),
-        (["SERVICE_NAME=web", "SERVICE_443_NAME=tls"], ["tls", "web-80"]),
-        (["SERVICE_80_NAME=a", "SERVICE_443_NAME=b"], ["a", "b"]),
-        (["SERVICE_80_NAME=web", "SERVICE_443_NAME=web"], ["web", "web"]),
-        # An ignored port still counts as one of several, as it always did.
-        (["SERVICE_443_IGNORE=true"], ["busybox-80"]),
-        (["SERVICE_IGNORE=true"], []),
-        (["SERVICE_IGNORE=true", "SERVICE_80_IGNORE="], ["busybox-80"]),
-        (["SERVICE_IGNORE="], ["busybox-443", "busybox-80"]),
-        (["service_name=web", "SERVICE_Name=Web_1"], ["web_1-443", "web_1-80"]),
-        (["SERVICE_NAME=Web.App!"], ["web-app-443", "web-app-80"]),
-        ([f"SERVICE_NAME={'x' * 80}"], [f"{'x' * 59}-443", f"{'x' * 60}-80"]),
-        (["SERVICE_NAME"], ["busybox-443", "busybox-80"]),
-    ],
-)
-def test_names(words: list[str], services: list[str]) -> None:
-    outcome = register(container("two_ports", *words), ALL, NODE)
-    assert not outcome.problems
-    assert sorted(each.service for each in outcome.registrations) == services
-
-
-def test_explicit() -> None:
-    explicit = replace(NODE, explicit=True)
-    assert register(container("two_ports"), ALL, explicit) == Outcome()
-    assert len(register(container("two_ports", "SERVICE_NAME=a"), ALL, explicit).registrations) == 2
-    assert registered(register(container("two_ports", "SERVICE_80_NAME=a"), ALL, explicit)) == {
-        "a": "192.0.2.7:8010"
-    }
-
-
-@pytest.mark.parametrize(
-    ("word", "reason"),
-    [
-        ("SERVICE_80_SCHEME=ftp", "unknown scheme"),
-        ("SERVICE_80_HOST_PORT=99999", "SERVICE_HOST_PORT"),
-        ("SERVICE_80_HOST_PORT=80\n  bind :1", "SERVICE_HOST_PORT"),
-        ("SERVICE_80_ID=../x", "instance id"),
-        ("SERVICE_80_NAME=/../", "no service name"),
-        (f"SERVICE_80_TAGS={'x' * 5000}", "SERVICE_TAGS"),
-    ],
-)
-def test_a_bad_word_costs_its_own_port_only(word: str, reason: str) -> None:
-    outcome = register(container("two_ports", word), ALL, NODE)
-    assert registered(outcome) == {"busybox-443": "192.0.2.7:8011"}
-    (problem,) = outcome.problems
-    assert problem.subject == "container two_ports port 80"
-    assert reason in problem.reason
-
-
-@pytest.mark.parametrize("word", ["SERVICE_AUTH=alice:s3cret", "SERVICE_AUTH="])
-def test_bad_users_let_nobody_in(word: str) -> None:
-    outcome = register(container("published_fixed", word), ALL, NODE)
-    assert outcome.registrations[0].instance.attributes.options == {"auth": "nobody"}
-    assert outcome.problems[0].subject.endswith("SERVICE_AUTH")
-    assert "s3cret" not in str(outcome)
-
-
-def test_a_weight_is_of_its_own_instance() -> None:
-    found = only(register(container("published_fixed", "SERVICE_WEIGHT=0", "SERVICE_AUTO="), ALL, NODE))
-    assert (found.instance.attributes.weight, found.instance.attributes.options) == (0, {})
-
-
-def test_a_bad_option_costs_only_itself() -> None:
-    outcome = register(container("published_fixed", "SERVICE_PATH=sideways", "SERVICE_REGION=x"), ALL, NODE)
-    assert outcome.registrations[0].instance.attributes.options == {}
-    assert outcome.problems[0].subject.endswith("SERVICE_PATH")
-    good = only(register(container("published_fixed", "SERVICE_80_PATH=keep"), ALL, NODE))
-    assert good.instance.attributes.options == {"path": "keep"}
-
-
-def test_one_id_goes_to_the_older_container() -> None:
-    old = container("published_fixed", "SERVICE_ID=one", created_us=1)
-    new = container("published_twice", "SERVICE_ID=one", created_us=2)
-    outcome = register_all([new, old], ALL, NODE)
-    assert registered(outcome) == {"busybox": "192.0.2.7:8000"}
-    assert outcome.problems[0].subject == "container published_twice"
-
-
-def test_an_image_without_a_name_needs_one() -> None:
-    found = document("published_fixed")
-    found["Config"]["Image"] = found["Image"].removeprefix("sha256:")[:12]
-    nameless = read_container(found)
-    assert "SERVICE_NAME" in register(nameless, ALL, NODE).problems[0].reason
-    named = replace(nameless, words=read_words(["SERVICE_NAME=web"], {}))
-    assert only(register(named, ALL, NODE)).service == "web"
-
-
-@pytest.mark.parametrize(
-    ("image", "name"),
-    [
-        ("redis", "redis"),
-        ("redis:7", "redis"),
-        ("gliderlabs/foobar:latest", "foobar"),
-        ("localhost:5000/web", "web"),
-        ("registry.example:5000/a/b/web:1.2@sha256:0123", "web"),
-        ("web@sha256:0123", "web"),
-    ],
-)
-def test_image_names(image: str, name: str) -> None:
-    assert image_name(image) == name
-
-
-@pytest.mark.parametrize(
-    ("text", "tags"),
-    [
-        ("", ()),
-        ("a", ("a",)),
-        ("a,b", ("a", "b")),
-        (",a,,b,", ("a", "b")),
-        (r"a\,b,c", ("a,b", "c")),
-        (r"/(;\,:-_)/", ("/(;,:-_)/",)),
-    ],
-)
-def test_tags(text: str, tags: tuple[str, ...]) -> None:
-    assert split_tags(text) == tags
+# ---- reading ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -311,24 +51,253 @@ def test_the_state_is_read() -> None:
     assert container("published_fixed").started_us > container("published_fixed").created_us > 1e15
 
 
-def test_a_document_that_is_not_understood() -> None:
-    for broken in ({}, {"Id": "x"}, {**document("published_fixed"), "State": None}):
-        with pytest.raises(SchemaError):
+@pytest.mark.parametrize(
+    "ports",
+    [
+        {"80/tcp": [{"HostIp": "", "HostPort": ""}]},
+        {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "0"}]},
+        {"80/tcp": []},
+        {"80/tcp": None},
+    ],
+)
+def test_a_binding_without_a_port_is_none_yet(ports: Any) -> None:
+    found = document("published_fixed")
+    found["NetworkSettings"]["Ports"] = ports
+    assert read_container(found).published == {}
+    assert read_container(found).exposed == {Port(80, "tcp")}
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        {"80/tcp": [{"HostIp": "nowhere", "HostPort": "80"}]},
+        {"80/tcp": [{"HostIp": "", "HostPort": "70000"}]},
+        {"x/tcp": None},
+        {"70000/tcp": None},
+    ],
+)
+def test_a_document_that_is_not_understood(ports: Any) -> None:
+    found = document("published_fixed")
+    found["NetworkSettings"]["Ports"] = ports
+    for broken in ({}, {"Id": "x"}, {**found, "State": None}, found):
+        with pytest.raises(SchemaError, match="not understood"):
             read_container(broken)
 
 
-WORDS = ["NAME", "ID", "TAGS", "SCHEME", "HOST_PORT", "PATH", "IGNORE", "80_NAME"]
+# ---- decisions --------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.sampled_from(WORDS), st.text())))
-def test_whatever_the_words_say_the_result_keeps_the_contract(words: list[tuple[str, str]]) -> None:
-    base = container("two_ports")
-    said = replace(base, words=read_words([f"SERVICE_{name}={text}" for name, text in words], {}))
-    outcome = register_all([said], ALL, NODE)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_port_has_a_decision_and_every_decision_a_reason(name: str) -> None:
+    for internal in (False, True):
+        found = container(name, status="running", health=None)
+        outcome = register(found, ALL, replace(NODE, internal=internal))
+        assert {each.port for each in outcome.decisions} >= found.exposed
+        assert [each.registration for each in outcome.decisions if each.registration] == list(
+            outcome.registrations
+        )
+        for decision in outcome.decisions:
+            assert (decision.container_id, decision.container) == (found.id, name)
+            assert decision.reason
+            if decision.registration is None:
+                assert decision.check is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "port", "reason"),
+    [
+        (
+            "published_fixed",
+            [],
+            80,
+            "instance n1:published_fixed:80 of service busybox at 192.0.2.7:8000: published",
+        ),
+        ("published_on_address", [], 80, "at 172.29.42.1:8006: published on this address"),
+        ("published_on_loopback", [], 80, "published on 127.0.0.1, where no other node"),
+        ("exposed_only", [], 80, "exposed but not published"),
+        ("three_protocols", [], 53, "SCTP is not registered"),
+        ("published_fixed", ["SERVICE_IGNORE=1"], 80, "SERVICE_IGNORE"),
+        ("published_fixed", ["SERVICE_ID=/"], 80, "an instance id is"),
+        ("compose_run", [], 80, "one-off"),
+        ("macvlan", [], 80, "its own address on network mac"),
+        ("host_network", [], 8050, "on the host's network, the node's address"),
+    ],
+)
+def test_reasons(name: str, words: list[str], port: int, reason: str) -> None:
+    decisions = register(container(name, *words), ALL, EVERYTHING).decisions
+    assert any(each.port.number == port and reason in each.reason for each in decisions)
+
+
+def test_more_than_a_value_may_hold_costs_the_port() -> None:
+    words = [f"SERVICE_80_X{number}={'😀' * 1000}" for number in range(6)]
+    outcome = register(container("two_ports", *words), ALL, NODE)
+    assert [each.instance.port for each in outcome.registrations] == [8011]
+    assert "64 KiB" in outcome.problems[0].reason
+
+
+# ---- properties -------------------------------------------------------------------------------------
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""No example is slow, but the machine may be."""
+
+PARTS = [
+    "NAME",
+    "ID",
+    "TAGS",
+    "SCHEME",
+    "HOST_PORT",
+    "PATH",
+    "IGNORE",
+    "NETWORK",
+    "WEIGHT",
+    "REGION",
+    "80_NAME",
+]
+PARTS += [
+    "CHECK_HTTP",
+    "CHECK_TCP",
+    "CHECK_CMD",
+    "CHECK_INTERVAL",
+    "CHECK_TIMEOUT",
+    "CHECK_RISE",
+    "CHECK_FALL",
+]
+VIRTUAL = ["HOST", "PORT", "PATH", "PROTO", "DEST"]
+TEXTS = st.one_of(
+    st.text(),
+    st.sampled_from(
+        ["/", "/x", "true", "10s", "1", "web", "a.example.com,*.b.c", "80", "8080", "https", "front"]
+    ),
+)
+SAID = st.lists(
+    st.tuples(
+        st.sampled_from([f"SERVICE_{part}" for part in PARTS] + [f"VIRTUAL_{part}" for part in VIRTUAL]),
+        TEXTS,
+    )
+)
+ADDRESSES = st.sampled_from(
+    ["", "0.0.0.0", "::", "127.0.0.1", "::1", "10.0.0.9", "fd00::9", "fe80::1", "fe80::1%eth0", "224.0.0.1"]
+)
+PORTS = st.builds(Port, st.integers(1, 65535), st.sampled_from(["tcp", "udp", "sctp"]))
+BINDINGS = st.lists(st.builds(Binding, ADDRESSES, st.integers(1, 65535)), max_size=4).map(tuple)
+OWN = st.lists(st.sampled_from(["10.0.0.9", "172.18.0.2", "fd00::9"]), max_size=2, unique=True).map(tuple)
+
+
+@st.composite
+def containers(draw: Callable[[Any], Any], number: int = 0) -> Container:
+    said = draw(SAID)
+    modes = ["default", "front", "host", "none", "mac", "container:0", "container:1", "container:x"]
+    return replace(
+        container("published_fixed"),
+        id=str(number),
+        name=f"c{number}",
+        image=draw(st.sampled_from(["web", "sha256:0123", "r:5000/a/b:1"])),
+        created_us=draw(st.integers(0, 3)),
+        network_mode=draw(st.sampled_from(modes)),
+        published=draw(st.dictionaries(PORTS, BINDINGS.filter(bool), max_size=3)),
+        exposed=frozenset(draw(st.lists(PORTS, max_size=3))),
+        requested=frozenset(draw(st.lists(PORTS, max_size=3))),
+        networks=draw(st.dictionaries(st.sampled_from(["front", "back", "mac"]), OWN)),
+        words=read_words([f"{name}={text}" for name, text in said], {}),
+    )
+
+
+RULES = st.builds(
+    Rules,
+    node=st.just("n1"),
+    address=st.sampled_from(["192.0.2.7", "2001:db8::7", "127.0.0.1"]),
+    internal=st.booleans(),
+    explicit=st.booleans(),
+    network=st.sampled_from([None, "front"]),
+    direct=st.sampled_from([frozenset(), frozenset({"mac"})]),
+    conventions=st.sets(
+        st.sampled_from(["registrator", "nginx-proxy", "compose", "compose-service"]), min_size=1
+    ).map(frozenset),
+    check_commands=st.booleans(),
+)
+
+
+@PATIENT
+@given(
+    st.lists(st.integers(0, 3), unique=True).flatmap(lambda ids: st.tuples(*map(containers, ids))),
+    RULES,
+    st.randoms(),
+)
+def test_whatever_containers_say_the_result_keeps_the_contract(
+    found: tuple[Container, ...], rules: Rules, random: Any
+) -> None:
+    running = {each.id: each for each in found}
+    outcome = register_all(found, running, rules)
+    keys = [(each.service, each.instance.id) for each in outcome.registrations]
+    assert len(set(keys)) == len(keys), "ids are unique"
     for each in outcome.registrations:
-        parse_name(each.service)
-        parse_id(each.instance.id)
-        parse_address(each.instance.address)
+        assert_contract(each, rules)
     for problem in outcome.problems:
         assert problem.reason.isprintable()
         assert problem.subject.isprintable()
+    for decision in outcome.decisions:
+        assert decision.reason.isprintable()
+    shuffled = list(found)
+    random.shuffle(shuffled)
+    assert register_all(shuffled, dict(reversed(running.items())), rules) == outcome, "order means nothing"
+
+
+def assert_contract(registration: Registration, rules: Rules) -> None:
+    instance = registration.instance
+    parse_name(registration.service)
+    parse_id(instance.id)
+    assert parse_address(instance.address) == (instance.host, instance.port)
+    address = ipaddress.ip_address(instance.host)
+    assert not address.is_link_local
+    assert not address.is_loopback or ipaddress.ip_address(rules.address).is_loopback
+    text = encode_attributes(instance.attributes)
+    # Readers show tags as printable text.
+    assert replace(parse_attributes(text), tags=()) == replace(instance.attributes, tags=())
+    assert len(text.encode()) <= VALUE_BYTES
+
+
+SECRETS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789", min_size=12, max_size=30).map(
+    "hunter2".__add__
+)
+NAMES_OF_SECRETS = st.text(min_size=1).filter(
+    lambda name: "=" not in name and not name.startswith(("SERVICE_", "VIRTUAL_"))
+)
+
+
+@PATIENT
+@given(
+    st.dictionaries(NAMES_OF_SECRETS, SECRETS, min_size=1), st.dictionaries(NAMES_OF_SECRETS, SECRETS), SAID
+)
+def test_nothing_else_of_an_environment_is_ever_kept(
+    environment: dict[str, str], labels: dict[str, str], said: list[tuple[str, str]]
+) -> None:
+    labels = {name: value for name, value in labels.items() if not name.startswith("com.docker.compose.")}
+    for name in ("published_fixed", "two_ports", "macvlan"):
+        found = document(name)
+        words = [f"{word}={text}" for word, text in said]
+        found["Config"]["Env"] = [f"{key}={value}" for key, value in environment.items()] + words
+        found["Config"]["Labels"] = labels
+        kept = read_container(found)
+        outcome = register_all([kept], {kept.id: kept}, EVERYTHING)
+        assert "hunter2" not in repr(kept)
+        assert "hunter2" not in repr(outcome)
+    # The library's error would quote it.
+    found["Created"] = next(iter(environment.values()))
+    with pytest.raises(SchemaError) as raised:
+        read_container(found)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_secrets_of_a_captured_container_are_not_kept() -> None:
+    for name in ("environment_and_labels", "nginx_proxy"):
+        assert "hunter" in json.dumps(document(name))
+        kept = repr(container(name))
+        assert "hunter" not in kept
+        assert "com.example" not in kept
+
+
+def test_an_ipv6_node_takes_the_port_that_ipv6_is_published_on() -> None:
+    published = {Port(80, "tcp"): (Binding("0.0.0.0", 8), Binding("::", 9))}
+    found = replace(container("published_fixed"), published=published, words=Words())
+    assert [each.instance.address for each in register(found, ALL, V6).registrations] == ["[2001:db8::7]:9"]
+    assert [each.instance.address for each in register(found, ALL, NODE).registrations] == ["192.0.2.7:8"]

@@ -5,16 +5,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discovery.catalog import Attributes, Instance, Problem, Registration, Scheme
-from discovery.errors import SourceError, StoreUnavailable
+from discovery.contests import MOST_CONTEST_SECONDS, OVERWRITES
+from discovery.errors import SourceError
+from discovery.journal import Journal
 from discovery.reconcile import Plan, plan
 from discovery.registrator import Registrator
-from discovery.stores.base import Changes, Session, Snapshot, Store
+from discovery.stores.base import Store
 from discovery.stores.memory import Memory, MemoryStore
+from tests.lab.cuttable import CuttableStore
 from tests.lab.thread import in_thread
 from tests.lab.wait import until
 
@@ -141,6 +145,10 @@ class StubSource:
         self._answer = registrations
         self._changed.set()
 
+    def repeat(self) -> None:
+        """Say the same again, for a word that is too old does not count."""
+        self._changed.set()
+
     def fail(self, error: Exception) -> None:
         self._answer = error
         self._changed.set()
@@ -168,79 +176,6 @@ class Clock:
 
     def __call__(self) -> float:
         return time.monotonic() + self.ahead
-
-
-class CuttableStore:
-    """A store that a test can cut off, before or after its writes arrive."""
-
-    url = "cuttable:"
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.cut = False
-        self.blind = False
-        self.lose_answers = False
-        self.puts = 0
-        self.keepalives = 0
-
-    def reach(self) -> None:
-        if self.cut:
-            raise StoreUnavailable("cut")
-
-    def look(self) -> None:
-        self.reach()
-        if self.blind:
-            raise StoreUnavailable("blind")
-
-    def snapshot(self, prefix: str) -> Snapshot:
-        self.look()
-        return self._store.snapshot(prefix)
-
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
-        for changes in self._store.watch(prefix, revision):
-            self.look()
-            yield changes
-
-    def session(self, ttl_seconds: float) -> Session:
-        self.reach()
-        return CuttableSession(self, self._store.session(ttl_seconds))
-
-    def put(self, values: Mapping[str, str]) -> None:
-        self.reach()
-        self._store.put(values)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        self.reach()
-        self._store.delete(keys)
-
-    def close(self) -> None: ...
-
-
-class CuttableSession:
-    def __init__(self, store: CuttableStore, session: Session) -> None:
-        self._store = store
-        self._session = session
-        self.ttl_seconds = session.ttl_seconds
-
-    def put(self, values: Mapping[str, str]) -> None:
-        self._store.reach()
-        self._session.put(values)
-        self._store.puts += 1
-        if self._store.lose_answers:
-            raise StoreUnavailable("the answer was lost")
-
-    def delete(self, keys: Iterable[str]) -> None:
-        self._store.reach()
-        self._session.delete(keys)
-
-    def keepalive(self) -> None:
-        self._store.reach()
-        self._session.keepalive()
-        self._store.keepalives += 1
-
-    def close(self) -> None:
-        self._store.reach()
-        self._session.close()
 
 
 class Scene:
@@ -386,21 +321,186 @@ def test_another_nodes_instance_keeps_the_shared_keys(scene: Scene) -> None:
         scene.until_keys(lambda keys: SCHEME not in keys, "nothing of a service without instances remains")
 
 
-def test_two_of_one_name_say_so_and_do_not_fight(scene: Scene) -> None:
-    mine, theirs = CuttableStore(scene.store), CuttableStore(scene.store)
-    with (
-        scene.running(StubSource(web(port=8000)), mine, LONG_SECONDS) as first,
-        scene.running(StubSource(web(port=8001)), theirs, LONG_SECONDS) as second,
-    ):
-        until(lambda: any("this node's name" in p.reason for p in first.status.problems), "first says so")
-        until(lambda: any("this node's name" in p.reason for p in second.status.problems), "second says so")
-        # Back at intervals that grow from one second to 30, not as fast as they can.
-        before = mine.puts + theirs.puts
-        for _ in range(40):
-            scene.clock.ahead += 2.5
-            began = time.monotonic()
-            until(lambda began=began: time.monotonic() - began > 0.1, "both had the time to put")  # type: ignore[misc]
-        assert mine.puts + theirs.puts - before < 25
+def says(registrator: Registrator, words: str) -> bool:
+    return any(words in problem.reason for problem in registrator.status.problems)
+
+
+def test_two_of_one_name_say_so_and_the_newcomer_gives_way(scene: Scene) -> None:
+    late = CuttableStore(scene.store)
+    newcomer = StubSource(web(port=8001), web("n1:other:80", 8002))
+    with scene.running(StubSource(web(port=8000)), ttl_seconds=LONG_SECONDS) as first:
+        scene.until_keys(lambda keys: f"{H}{ME}" in keys, "registered")
+        revision = scene.store.snapshot("/services/").entries[f"{H}{ME}"].modified
+        with scene.running(newcomer, late, LONG_SECONDS) as second:
+            until(lambda: says(first, "wants this id for 192.0.2.7:8001"), "the first says so")
+            until(lambda: says(second, "is taken, by 192.0.2.7:8000"), "the second says so")
+            scene.until_keys(lambda keys: f"{H}n1:other:80" in keys, "what is not contested is registered")
+            # Its restart, and its end, take nothing of the first one's away.
+            newcomer.say(web(port=8003))
+            until(lambda: says(first, "wants this id for 192.0.2.7:8003"), "the claim follows")
+        until(lambda: not first.status.problems, "it is not contested any more")
+        assert scene.store.snapshot("/services/").entries[f"{H}{ME}"].modified == revision
+        assert scene.keys() == {**HELD, SCHEME: "http"}
+
+
+def test_a_contested_id_goes_to_the_one_that_is_left(scene: Scene) -> None:
+    first = StubSource(web(port=8000))
+    with scene.running(first):
+        scene.until_keys(lambda keys: f"{H}{ME}" in keys, "registered")
+        with scene.running(StubSource(web(port=8001))) as second:
+            until(lambda: bool(second.status.problems), "it waits")
+            first.say()
+            scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "its turn")
+            until(lambda: not second.status.problems, "and nothing more to say")
+            scene.until_keys(
+                lambda keys: keys == {**HELD, f"{H}{ME}": "192.0.2.7:8001", SCHEME: "http"}, "all"
+            )
+
+
+def test_of_two_that_both_wrote_an_id_one_gives_way(scene: Scene) -> None:
+    """Both were cut off, or both began at once."""
+    source = StubSource(web(port=8001))
+    with scene.running(source, ttl_seconds=LONG_SECONDS) as registrator:
+        scene.until_keys(lambda keys: f"{H}{ME}" in keys, "registered")
+        for _ in range(OVERWRITES):
+            scene.store.put({f"{H}{ME}": "192.0.2.7:8000"})
+            until(lambda: says(registrator, "192.0.2.7:8000"), "it is noticed")
+            scene.clock.ahead += MOST_CONTEST_SECONDS
+            source.repeat()
+            until(
+                lambda: scene.keys()[f"{H}{ME}"] == "192.0.2.7:8001" or says(registrator, "is taken"),
+                "put back, or given up",
+            )
+        until(lambda: says(registrator, "is taken"), "given up")
+        assert scene.keys()[f"{H}{ME}"] == "192.0.2.7:8000"
+    # Nothing of the other one's is taken away in the end.
+    assert scene.keys()[f"{H}{ME}"] == "192.0.2.7:8000"
+
+
+@contextmanager
+def crashing(scene: Scene, source: StubSource, journal: Journal | None) -> Iterator[CuttableStore]:
+    """A registrator that at the end is cut off, and so cannot withdraw."""
+    store = CuttableStore(scene.store)
+    registrator = Registrator(store, source, ttl_seconds=LONG_SECONDS, clock=scene.clock, journal=journal)
+    with in_thread(registrator.run):
+        yield store
+        store.cut = True
+
+
+def test_after_a_crash_what_is_ours_is_taken_over_and_what_is_gone_is_removed(
+    scene: Scene, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    gone = Registration("gone", web("n1:gone:80", 8009).instance)
+    with crashing(scene, StubSource(web(port=8000), gone), Journal(path)):
+        scene.until_keys(lambda keys: "/services/gone/scheme" in keys and SCHEME in keys, "registered")
+    scene.store.put({"/services/gone/hosts/n1:kept:80": "192.0.2.9:1"})
+    # Another address, as after a restart of the container; without that proof it would be another's.
+    with crashing(scene, StubSource(web(port=8001)), Journal(path)):
+        scene.until_keys(lambda keys: keys[f"{H}{ME}"] == "192.0.2.7:8001", "taken over")
+        scene.until_keys(lambda keys: "/services/gone/hosts/n1:gone:80" not in keys, "removed")
+        left = scene.keys()
+        kept = {key for key in left if key.startswith("/services/gone/")}
+        assert kept == {"/services/gone/hosts/n1:kept:80", "/services/gone/scheme"}
+
+
+def test_after_a_crash_without_a_journal_nothing_is_guessed(scene: Scene) -> None:
+    with crashing(scene, StubSource(web(port=8000)), None):
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+    source = StubSource(web(port=8001))
+    with scene.running(source) as registrator:
+        until(lambda: says(registrator, "is taken"), "left to whoever wrote it")
+        assert scene.keys()[f"{H}{ME}"] == "192.0.2.7:8000"
+        scene.clock.ahead += LONG_SECONDS + 1
+        source.repeat()
+        scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "once that has expired")
+
+
+def test_one_service_that_is_refused_holds_up_no_other_nor_what_is_withdrawn(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web(), Registration("good", web("n1:good:80").instance))
+    with scene.running(source, store, LONG_SECONDS) as registrator:
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        store.refused = frozenset({"bad"})
+        bad = Registration("bad", web("n1:bad:80").instance)
+        # In one look: one appears that is refused, one that is not, and one goes.
+        source.say(bad, web(), Registration("new", web("n1:new:80").instance))
+        scene.until_keys(lambda keys: "/services/new/hosts/n1:new:80" in keys, "registered")
+        scene.until_keys(lambda keys: "/services/good/hosts/n1:good:80" not in keys, "withdrawn")
+        until(lambda: says(registrator, "the store refuses it: /services/bad/"), "reported")
+        assert registrator.status.error is None
+        store.refused = frozenset()
+        scene.clock.ahead += 120
+        source.repeat()
+        scene.until_keys(lambda keys: "/services/bad/hosts/n1:bad:80" in keys, "registered in the end")
+        until(lambda: not registrator.status.problems, "nothing to report")
+
+
+def test_a_round_whose_puts_are_all_refused_still_withdraws(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web())
+    with scene.running(source, store, LONG_SECONDS):
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        store.refused = frozenset({"bad"})
+        source.say(Registration("bad", web("n1:bad:80").instance))
+        scene.until_keys(lambda keys: not keys, "withdrawn")
+
+
+def test_a_store_that_refuses_all_is_tried_again_seldom(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web())
+    with scene.running(source, store, LONG_SECONDS) as registrator:
+        scene.until_keys(len, "registered")
+        store.refused = frozenset({"*"})
+        source.say(web(), web("n1:web2:80", 8002))
+        until(lambda: "refused" in str(registrator.status.error), "reported")
+        assert registrator.status.problems == ()
+        store.refused = frozenset()
+        scene.clock.ahead += LONG_SECONDS / 3
+        source.repeat()
+        scene.until_keys(lambda keys: f"{H}n1:web2:80" in keys, "registered once it may")
+        until(lambda: registrator.status.error is None, "recovered")
+
+
+def test_a_session_that_is_lost_while_its_keys_are_still_seen(scene: Scene) -> None:
+    """Then they are ours all the same, though another session wrote them."""
+    store = CuttableStore(scene.store)
+    source = StubSource(web(), web("n1:web2:80", 8002))
+    with scene.running(source, store, LONG_SECONDS) as registrator:
+        scene.until_keys(lambda keys: f"{H}n1:web2:80" in keys, "registered")
+        store.session_lost = True
+        source.say(web(port=8001))
+        until(lambda: registrator.status.error is not None, "lost")
+        store.session_lost = False
+        scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "moved")
+        scene.until_keys(lambda keys: f"{H}n1:web2:80" not in keys, "withdrawn")
+        assert registrator.status.problems == ()
+
+
+def test_what_was_deleted_but_is_still_seen_is_nobody_elses(scene: Scene) -> None:
+    store = CuttableStore(scene.store)
+    source = StubSource(web(port=8000))
+    with scene.running(source, store, LONG_SECONDS) as registrator:
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 3, "it has verified what it wrote")
+        store.blind = True
+        source.say()
+        scene.until_keys(lambda keys: f"{H}{ME}" not in keys, "withdrawn, which it cannot see")
+        source.say(web(port=8001))
+        scene.until_keys(lambda keys: keys.get(f"{H}{ME}") == "192.0.2.7:8001", "registered again")
+        assert registrator.status.problems == ()
+
+
+def test_an_instance_that_goes_and_comes_with_another_port_is_never_its_own_rival(scene: Scene) -> None:
+    source = StubSource(web())
+    with scene.running(source, ttl_seconds=LONG_SECONDS) as registrator:
+        for port in range(8000, 8020):
+            source.say(web(port=port))
+            scene.until_keys(lambda keys, port=port: keys.get(f"{H}{ME}") == f"192.0.2.7:{port}", "there")  # type: ignore[misc]
+            source.say()
+            scene.until_keys(lambda keys: f"{H}{ME}" not in keys, "gone")
+        assert registrator.status.problems == ()
 
 
 def test_a_store_out_of_reach_is_waited_for(scene: Scene) -> None:

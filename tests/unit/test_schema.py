@@ -448,7 +448,7 @@ def test_operator_then_key_then_newest_instance() -> None:
 
 def test_agreement_is_no_problem() -> None:
     instance = Instance("n1:web:80", "192.0.2.1", 80, Attributes(scheme="tcp", host_port=5432))
-    keys = instance_keys("web", instance) | shared_keys("web", instance.attributes)
+    keys = instance_keys("web", instance) | shared_keys("web", instance)
     decoded = decode({split_key(key)[1]: value for key, value in keys.items()})
     assert decoded.service == Service("web", "tcp", 5432, (instance,))
     assert decoded.problems == ()
@@ -487,7 +487,7 @@ def test_loss_of_a_node_takes_neither_scheme_nor_host_port_away(lost: str) -> No
     values: dict[str, str] = {}
     for number, node in enumerate(("n1", "n2"), 1):
         instance = Instance(f"{node}:web:80", f"192.0.2.{number}", 80, Attributes("tcp", 5432, node=node))
-        keys = instance_keys("web", instance) | shared_keys("web", instance.attributes)
+        keys = instance_keys("web", instance) | shared_keys("web", instance)
         values |= {split_key(key)[1]: value for key, value in keys.items()}
     # On etcd v2 they expire one by one, in any order; hold at every step.
     for key in [key for key in values if key in ("scheme", "host_port") or f"/{lost}:" in key]:

@@ -123,7 +123,7 @@ def test_services_tells_what_is_served_and_what_is_not() -> None:
     assert answer.json() == {
         "revision": 7,
         "services": [
-            {"name": "api", "scheme": "tcp", "host_port": None, "options": {}, "instances": []},
+            {"name": "api", "scheme": "tcp", "host_port": None, "options": {}, "instances": [], "udp": []},
             {
                 "name": "web",
                 "scheme": "http",
@@ -138,6 +138,7 @@ def test_services_tells_what_is_served_and_what_is_not() -> None:
                         "draining": False,
                     }
                 ],
+                "udp": [],
             },
         ],
         "quarantined": [

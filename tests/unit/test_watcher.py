@@ -40,7 +40,7 @@ class Failing:
             raise self.snapshot_error
         return self.store.snapshot(prefix)
 
-    def watch(self, prefix: str, revision: int) -> Iterator[Changes]:
+    def watch(self, prefix: str, revision: int, patience_seconds: float | None = None) -> Iterator[Changes]:
         if self.watch_error:
             raise self.watch_error
         for changes in self.store.watch(prefix, revision):

@@ -298,13 +298,19 @@ class _Planner:
         wanted = set(self.wanted.listeners)
         opened = [each for each in self.running.paused if each in wanted and self._has_own_section(each)]
         self.adding += [f"enable frontend {each.name}" for each in opened]
-        if wanted - {*self.running.listeners, *opened}:
+        new = wanted - {*self.running.listeners, *opened}
+        if new:
             self.reasons["listener"] = None
-        # A port that another service waits for changes hands with the reload.
-        asked_for = {each.port for each in wanted}
-        left = [each for each in self.running.listeners if each.port not in asked_for]
+        # A port that another service waits for changes hands with the reload, and a service that waits for
+        # another port, which HAProxy may refuse, has its former one until then.
+        asked_for, moving = {each.port for each in wanted}, {each.service for each in new}
+        left = [
+            each
+            for each in self.running.listeners
+            if each.port not in asked_for and each.service not in moving
+        ]
         self.removing += [f"disable frontend {each.name}" for each in left]
-        kept = [each for each in self.running.listeners if each.port in asked_for]
+        kept = [each for each in self.running.listeners if each not in left]
         paused = [each for each in self.running.paused if each not in opened]
         return (*kept, *opened), (*paused, *left)
 

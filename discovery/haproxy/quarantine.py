@@ -12,6 +12,7 @@ from discovery.catalog import Consequence, Problem
 from discovery.haproxy.certificates import Certificate
 from discovery.haproxy.layout import Layout
 from discovery.haproxy.model import Backend, Listener, Model, Shape
+from discovery.options import shaping
 from discovery.schema import service_prefix
 
 
@@ -75,7 +76,10 @@ class Quarantine:
         """The backend in another shape: the same object for the same backend, so that it is no change."""
         known = self._changed.get(backend.name)
         if known is None or known[0] is not backend or known[1].shape != shape:
-            service = replace(backend.service, scheme=shape.mode)
+            service, refused = backend.service, shaping(backend.service.options)
+            # A template of the user's own may look at them as well.
+            options = {key: text for key, text in service.options.items() if key not in refused}
+            service = replace(service, scheme=shape.mode, options=options | dict(shape.options))
             known = self._changed[backend.name] = backend, replace(backend, service=service, shape=shape)
         return known[1]
 

@@ -20,6 +20,7 @@ from discovery.feed import Feed
 from discovery.follow import QUIET_SECONDS, Applier, Follower
 from discovery.haproxy.apply import HAProxy
 from discovery.lastgood import LastGood
+from discovery.malloc import return_what_is_freed
 from discovery.node import find_node
 from discovery.notify import Notifier, Report, keep_told
 from discovery.pathwatch import PathWatch
@@ -49,6 +50,7 @@ def run_agent(
     notifier: Notifier | None = None,
 ) -> None:
     """Run these roles, or those of the settings, until a signal ends it. Raises what ends it otherwise."""
+    return_what_is_freed()
     with stop_on_signals() as stop:
         agent = Agent(configuration, store, wanted, stop)
         told = threading.Thread(

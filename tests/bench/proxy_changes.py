@@ -44,6 +44,7 @@ from tests.bench.proxy_parts import (
     write,
 )
 from tests.bench.storm import Plan, run_reloads, run_storm
+from tests.lab.etcd import Etcd
 from tests.lab.haproxy import fetch, front_port
 from tests.lab.need import need
 
@@ -224,15 +225,21 @@ def _figures(*values: float) -> str:
 
 
 def memory(options: argparse.Namespace, directory: Path) -> Rows:
-    """An agent that serves 10,000 services of 2, then 500 changes."""
-    fleet = Fleet(options.big_services, options.big_instances, [9])
-    with Edge(directory, fleet, f"--haproxy={options.haproxy}", roles="proxy,dns,status") as edge:
-        rows = [["started", *_memory_of(edge)]]
-        for number in range(500):
-            write(edge.store, fleet.step(f"s{number * 7 % options.big_services}"))
-        edge.wait_until_applied()
-        rows.append(["after 500 changes", *_memory_of(edge)])
-        return rows
+    """An agent that serves 10,000 services of 2, then 500 changes; with etcd v3 and with files."""
+    rows: Rows = []
+    with Etcd(directory / "etcd") as etcd:
+        for name, url in (("etcd v3", etcd.url(3)), ("files", None)):
+            place = directory / name.partition(" ")[0]
+            place.mkdir(exist_ok=True)
+            fleet = Fleet(options.big_services, options.big_instances, [9])
+            arguments = (f"--haproxy={options.haproxy}",)
+            with Edge(place, fleet, *arguments, roles="proxy,dns,status", store_url=url) as edge:
+                rows.append([f"{name}, started", *_memory_of(edge)])
+                for number in range(500):
+                    write(edge.store, fleet.step(f"s{number * 7 % options.big_services}"))
+                edge.wait_until_applied()
+                rows.append([f"{name}, after 500 changes", *_memory_of(edge)])
+    return rows
 
 
 def _memory_of(edge: Edge) -> list[str]:

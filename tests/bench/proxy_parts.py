@@ -136,11 +136,18 @@ class Pipeline:
 
 
 class Edge:
-    """A real agent with the proxy role and a file store, and what its HAProxy runs."""
+    """A real agent with the proxy role and a store, by default files, and what its HAProxy runs."""
 
-    def __init__(self, directory: Path, fleet: Fleet, *arguments: str, roles: str = "proxy,status") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        fleet: Fleet,
+        *arguments: str,
+        roles: str = "proxy,status",
+        store_url: str | None = None,
+    ) -> None:
         self.reloads = ReloadsOnDemand(directory / "templates")
-        self._url = f"file://{directory / 'store'}"
+        self._url = store_url or f"file://{directory / 'store'}"
         self._agent = Agent(
             directory / "agent",
             self._url,

@@ -164,10 +164,11 @@ class Controller:
     def _taken_ports(self, model: Model, *, alive: bool) -> dict[int, str]:
         """Ports that no listener can be opened on, with the reason; those HAProxy has already are ours."""
         bound = self._disk.bound_ports if alive else frozenset[int]()
+        host = self._disk.bind_host
         return {
-            each.port: reason
-            for each in model.listeners
-            if each.port not in bound and (reason := ports.why_not(each.host, each.port))
+            port: reason
+            for port in (*(each.port for each in model.listeners), *model.ports)
+            if port not in bound and (reason := ports.why_not(host, port))
         }
 
     def _change(self, wanted: Model) -> tuple[tuple[str, ...], bool]:
@@ -189,6 +190,9 @@ class Controller:
             self.running = Running(why="unverified")
             return ("unverified",), True
         reasons, is_urgent = planned.reasons, planned.is_urgent
+        if not planned.layout.bound_ports.issuperset(wanted.ports):
+            # It was another program's when HAProxy began to hold the range, and is free by now.
+            reasons, is_urgent = (*reasons, "held_port"), True
         self.running = Running(running.worker, planned.layout, wanted, is_complete=not is_urgent)
         if self._templates_seen != self._templates_loaded and self._templates_matter(wanted, planned.layout):
             reasons, is_urgent = (*reasons, "templates"), True

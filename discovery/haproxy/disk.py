@@ -92,6 +92,11 @@ class Disk:
         return self._quarantine.admit(model)
 
     @property
+    def bind_host(self) -> str:
+        """Where services' own ports are listened on: ``*`` or an address without brackets."""
+        return bind_host(self._settings.bind_address, "proxy.bind_address")
+
+    @property
     def bound_ports(self) -> frozenset[int]:
         """The ports that HAProxy, when it runs, may be listening on."""
         return self._bound
@@ -112,7 +117,7 @@ class Disk:
             fronts = {bind: setting for (setting, _), bind in front_binds(self._settings).items()}
             refused = self._reserve(reservations, listeners | held | fronts.keys(), bound)
             _refuse(refused, fronts)
-            model = model.without({bind[1]: why for bind, why in refused.items() if bind in listeners})
+            model = model.without({bind[1]: why for bind, why in refused.items() if bind in listeners | held})
             written = self._written(model, running, self._ranges(refused))
             others = dict.fromkeys(binds_of(written.texts) - listeners - held - fronts.keys(), CONFIG)
             _refuse(self._reserve(reservations, others, bound), others)
@@ -130,13 +135,13 @@ class Disk:
         return reservation.refused
 
     def _held_binds(self) -> Iterator[Bind]:
-        host = bind_host(self._settings.bind_address, "proxy.bind_address")
+        host = self.bind_host
         for each in self._settings.held_ports:
             for port in range(each.first, each.last + 1):
                 yield host, port
 
     def _ranges(self, refused: Iterable[Bind]) -> tuple[HeldRange, ...]:
-        host = bind_host(self._settings.bind_address, "proxy.bind_address")
+        host = self.bind_host
         return held_ranges(self._settings.held_ports, host, {port for _, port in refused})
 
     def _written(self, model: Model, running: Layout | None, held: tuple[HeldRange, ...]) -> Written:

@@ -117,20 +117,22 @@ class Model:
         )
 
     def without(self, ports: Mapping[int, str]) -> "Model":
-        """This model without the listeners on ``ports``, each reported with its reason.
+        """This model without what is served on ``ports``, each reported with its reason.
 
-        Nor is a tcp service in it whose listener that was, for nobody could reach it.
+        Nor is a tcp service in it whose port that was, for nobody could reach it.
         """
-        left_out = tuple(
-            port_problem(listener.service, listener.port, ports[listener.port])
-            for listener in self.listeners
-            if listener.port in ports
-        )
-        if not left_out:
+        owners = {each.port: each.service for each in self.listeners} | dict(self.ports)
+        refused = {port: service for port, service in owners.items() if port in ports}
+        if not refused:
             return self
-        kept = tuple(listener for listener in self.listeners if listener.port not in ports)
-        gone = {each.service for each in self.listeners if each.mode == "tcp" and each.port in ports}
-        rest = replace(self, listeners=kept, problems=self.problems + left_out)
+        problems = (port_problem(service, port, ports[port]) for port, service in refused.items())
+        gone = {service for service in refused.values() if self.backends[service].mode == "tcp"}
+        rest = replace(
+            self,
+            listeners=tuple(each for each in self.listeners if each.port not in refused),
+            ports={port: service for port, service in self.ports.items() if port not in refused},
+            problems=(*self.problems, *problems),
+        )
         return rest.without_services(gone) if gone else rest
 
 

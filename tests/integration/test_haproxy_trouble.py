@@ -498,3 +498,24 @@ def test_state_goes_with_a_service_from_its_spare_section_to_its_own(
         assert up(of, "new") == {f"127.0.0.1:{dead}": False, f"127.0.0.1:{one}": True}
         assert_worker_is_as(of, wanted)
         assert proxy.status.reloads == {"start": 1, "service": 1}
+
+
+def test_a_held_port_that_is_in_use_is_told_and_taken_when_free(
+    binary: str, one: int, tmp_path: Path
+) -> None:
+    with ExitStack() as foreign:
+        taken = foreign.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        of = settings(tmp_path, binary, held_ports=(HeldPorts("tcp", taken, taken),))
+        with running(of, lead_to("web", one)) as proxy:
+            wanted = catalog(lead_to("web", one), lead_to("db", one, scheme="tcp", host_port=taken))
+            for _ in range(2):
+                (problem,) = proxy.apply(wanted)
+                assert problem.service == "db"
+                assert problem.reason == f"port {taken} is used by another program on this host"
+            assert proxy.status.reloads == {"start": 1}
+            foreign.close()
+            for _ in range(2):
+                assert proxy.apply(wanted) == ()
+            assert fetch(taken).seen["server"] == "one"
+            assert_worker_is_as(of, wanted)
+            assert sum(proxy.status.reloads.values()) == 2

@@ -17,6 +17,7 @@ from discovery.haproxy.controller import Controller
 from discovery.haproxy.disk import Disk
 from discovery.haproxy.engine import Engine, OldWorker
 from discovery.haproxy.external import External
+from discovery.haproxy.heldstate import HeldServices
 from discovery.haproxy.massloss import MassLoss, MassLossGuard
 from discovery.haproxy.model import Model, build
 from discovery.haproxy.pace import Pacer
@@ -71,6 +72,7 @@ class HAProxy:
             epoch_seconds=time.time() - time.monotonic(),
         )
         self._held_file = HeldFile(settings.directory)
+        self._held_services = HeldServices(settings.directory)
         self._accept = AcceptRequest(settings.directory)
         self._certificates: Mapping[str, Certificate] = {}
         self._certificate_problems: tuple[Problem, ...] = ()
@@ -119,8 +121,8 @@ class HAProxy:
         ConfigError when the state directory cannot be used or belongs to another agent.
         """
         self._take_directory()
-        self._held_file.clear()
         with self._lock:
+            self._resume_held()
             if not self._controller.adopt() and self._disk.has_good:
                 try:
                     self._controller.start_last_good("start")
@@ -271,11 +273,29 @@ class HAProxy:
             self._on_change()
 
     def _tell_held(self) -> None:
-        loss = self._loss = self._guard.loss
+        loss = self._guard.loss
         if loss is None:
             self._held_file.clear()
         else:
+            if loss != self._loss:
+                # First: a next agent that finds the other file finds this one too.
+                self._held_services.save(self._guard.held)
             self._held_file.write(loss)
+        self._loss = loss
+
+    def _resume_held(self) -> None:
+        """Go on holding what a former agent held, as it was told."""
+        try:
+            loss = self._held_file.read()
+        except ApplyError as error:
+            log.warning("held_instances_forgotten", error=str(error))
+            loss = None
+        if loss is None:
+            self._held_file.clear()
+            return
+        self._guard.resume(self._held_services.load(), loss, time.monotonic())
+        self._loss = self._guard.loss
+        log.warning("mass_loss_resumed", instances=len(self._guard.held))
 
     @property
     def _should_run(self) -> bool:

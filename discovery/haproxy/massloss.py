@@ -152,6 +152,23 @@ class MassLossGuard:
         """Begin with what was served in a former life, before the first ``admit``."""
         self._follow(catalog.services, 0.0)
 
+    def resume(self, services: Mapping[str, Service], loss: MassLoss, now_seconds: float) -> None:
+        """Hold what a former life held, before the first ``admit``: not a second longer.
+
+        ``services`` are those of the loss, with its instances; one that is not among them is gone.
+        """
+        lost_seconds = loss.since_seconds - self._epoch_seconds
+        # Unix time may have jumped meanwhile.
+        until_seconds = min(loss.until_seconds - self._epoch_seconds, now_seconds + self._hold_seconds)
+        for name, service in services.items():
+            for each in service.instances:
+                if each.id in loss.instances.get(name, ()):
+                    held = Held(service, each, lost_seconds, lost_seconds, until_seconds)
+                    self._held.setdefault(name, {})[each.id] = held
+                    self._places.setdefault(each.address, set()).add((name, each.id))
+                    self._soonest_seconds = min(self._soonest_seconds, until_seconds)
+                    self._touch(name)
+
     def admit(self, catalog: Catalog, now_seconds: float) -> Catalog:
         """The catalog as it should be believed at ``now_seconds`` (of a monotonic clock).
 

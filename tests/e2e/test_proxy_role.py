@@ -149,6 +149,23 @@ def test_owners_that_come_back_end_a_mass_loss(agent: Agent, store: Store) -> No
         assert reloads(agent) == {}
 
 
+def test_a_mass_loss_is_held_by_the_next_agent_as_well(agent: Agent, store: Store) -> None:
+    with expired(agent, store):
+        agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "held")
+        until_text = proxy(agent)["held"]["until"]
+        with Load(agent.http_port, "web.x") as load:
+            agent.kill()
+            agent.start()
+            agent.wait(lambda: agent.metric("discovery_haproxy_held_instances") == INSTANCES, "still held")
+            assert proxy(agent)["held"]["until"] <= until_text, "not a moment longer"
+        assert load.failures == []
+        assert run("proxy", "accept", f"--state={agent.state_dir}").returncode == 0
+        agent.wait(lambda: agent.get("/", "web.x")[0] == 404, "web is let go")
+        agent.kill()
+        agent.start()
+        assert agent.get("/", "web.x")[0] == 404, "what was accepted does not come back"
+
+
 # ---- an HAProxy that somebody else runs --------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.catalog import Attributes, Catalog, Instance, Service
-from discovery.haproxy.massloss import Key, MassLossGuard
+from discovery.haproxy.massloss import Key, MassLoss, MassLossGuard
 
 WINDOW_SECONDS = 30.0
 HOLD_SECONDS = 600.0
@@ -477,3 +477,52 @@ def test_nothing_is_invented_hidden_or_held_beyond_its_time(
         # The same question has the same answer.
         assert guard.admit(raw, now_seconds).services is told.services
         known.update(present)
+
+
+# ---- a former life -----------------------------------------------------------------------------------
+
+LOSS = MassLoss(1100.0, 1700.0, {"web": tuple(str(id_) for id_ in range(10, 19))})
+"""Of WEB all but one instance was held; in Unix time, which is 1000 s ahead of the guard's clock."""
+
+
+def resumed(now_seconds: float, **more: Any) -> MassLossGuard:
+    guard = MassLossGuard(WINDOW_SECONDS, more.pop("hold", HOLD_SECONDS), epoch_seconds=1000.0, **more)
+    guard.resume({"web": WEB}, LOSS, now_seconds)
+    return guard
+
+
+def test_what_a_former_life_held_is_held_until_it_would_have_been_let_go() -> None:
+    guard = resumed(200)
+    assert guard.loss == LOSS
+    assert ids(guard.admit(catalog(), 200)) == [str(id_) for id_ in range(10, 19)]
+    assert ids(guard.admit(catalog(), 699)) != []
+    assert ids(guard.admit(catalog(), 701)) == []
+    assert guard.loss is None
+
+
+def test_what_came_back_meanwhile_is_not_held_nor_what_a_stranger_stands_for() -> None:
+    guard = resumed(200)
+    stranger = service("api", instance("1", "11"))
+    believed = guard.admit(catalog(service("web", 10), stranger), 200)
+    assert guard.held.keys() == {("web", str(id_)) for id_ in range(12, 19)}
+    assert ids(believed) == ["10", *(str(id_) for id_ in range(12, 19))]
+    assert believed.services["api"] is stranger
+
+
+def test_a_clock_that_jumped_holds_nothing_for_longer_than_any_loss() -> None:
+    guard = resumed(-50_000)
+    assert ids(guard.admit(catalog(), -50_000)) != []
+    assert ids(guard.admit(catalog(), -50_000 + HOLD_SECONDS + 1)) == []
+
+
+def test_nothing_is_resumed_where_nothing_is_to_be_held() -> None:
+    assert ids(resumed(200, hold=0.0).admit(catalog(), 200)) == []
+
+
+def test_what_was_resumed_is_let_go_by_the_checks_and_by_a_person() -> None:
+    guard = resumed(200)
+    guard.admit(catalog(), 200)
+    guard.failed([("web", "10")])
+    assert "10" not in ids(guard.admit(catalog(), 201))
+    guard.accept()
+    assert ids(guard.admit(catalog(), 202)) == []

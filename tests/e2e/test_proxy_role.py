@@ -4,8 +4,11 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from tests.lab.unit import Unit
 from tests.lab.wait import until
 
 INSTANCES = 12
+INTERVAL_SECONDS = 2.0
+"""Between two reloads, by default."""
 EXTERNAL = Path(__file__).parents[2] / "docs" / "external.md"
 
 
@@ -275,7 +280,7 @@ def test_a_certificate_that_is_dropped_in_serves_and_a_renewed_one_takes_no_relo
 # ---- reloads -----------------------------------------------------------------------------------------
 
 
-def test_a_burst_of_listeners_takes_two_reloads_at_most_and_none_is_dropped(
+def test_a_burst_of_listeners_is_gathered_into_spaced_reloads_and_none_is_dropped(
     agent: Agent, store: Store
 ) -> None:
     ports = free_ports(20)
@@ -283,16 +288,21 @@ def test_a_burst_of_listeners_takes_two_reloads_at_most_and_none_is_dropped(
         store.put({"/services/web/hosts/0": f"127.0.0.1:{one}"})
         agent.wait(lambda: answers(agent), "web is served")
         with Load(agent.http_port, "web.x") as load:
+            began = time.monotonic()
             for port in ports:
                 keys = f"/services/s{port}/hosts/0", f"/services/s{port}/host_port"
                 store.put(dict(zip(keys, (f"127.0.0.1:{one}", str(port)), strict=True)))
+            burst_seconds = time.monotonic() - began
             for port in ports:
                 agent.wait(lambda port=port: agent.get("/", port=port)[0] == 200, f"{port} is served")  # type: ignore[misc]
         assert load.failures == []
         agent.wait(lambda: proxy(agent)["waiting"] is None, "nothing waits")
-        assert sum(reloads(agent).values()) <= 2
-        listed = [each["reasons"] for each in proxy(agent)["last_reloads"]]
-        assert all("listener" in reasons for reasons in listed[1:])
+        # One for the first of them and one for the rest, unless the machine was too slow for a burst.
+        assert sum(reloads(agent).values()) <= 2 + burst_seconds // INTERVAL_SECONDS
+        made = [datetime.fromisoformat(each["at"]).timestamp() for each in proxy(agent)["last_reloads"]]
+        assert len(made) >= 2
+        assert all(later - earlier >= INTERVAL_SECONDS - 0.01 for earlier, later in pairwise(made))
+        assert all("listener" in each["reasons"] for each in proxy(agent)["last_reloads"][1:])
 
 
 def test_what_waits_for_a_reload_is_told(agent: Agent, store: Store) -> None:

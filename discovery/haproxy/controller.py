@@ -22,7 +22,7 @@ from discovery.haproxy.pace import Pacer
 from discovery.haproxy.plan import Means, Plan, plan
 from discovery.haproxy.process import ReloadFailed
 from discovery.haproxy.report import Reload, Waiting, unserved
-from discovery.haproxy.state import NO_STATE, States, carry_over, misfits, observed
+from discovery.haproxy.state import NO_STATE, States, carry_over, has_strangers, misfits, observed
 from discovery.haproxy.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -282,8 +282,11 @@ class Controller:
         wrong = misfits(running.layout.sections.values(), states)
         if wrong:
             log.warning("haproxy_servers_differ", sections=_shown(wrong))
-            self.running = replace(running, layout=observed(running.layout, wrong, states), is_complete=False)
             self._on_change()
+        if any(has_strangers(states.get(name, {})) for name in wrong):
+            self.running = Running(why="unverified")
+        elif wrong:
+            self.running = replace(running, layout=observed(running.layout, wrong, states), is_complete=False)
 
     def _count(self, reasons: tuple[str, ...], seconds: float) -> None:
         self.reloads[reasons[0]] += 1

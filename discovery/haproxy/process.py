@@ -153,12 +153,14 @@ class Process:
         """The workers that were replaced, and what keeps them. Raises ApplyError."""
         found = []
         for pid in self.master.processes().old_workers:
-            # One may end while it is asked.
-            with contextlib.suppress(ApplyError):
+            try:
                 backends = sessions(self.master.worker(pid, "show sess"))
-                found.append(
-                    OldWorker(pid, sum(backends.values()), tuple(backends.most_common(SHOWN_BACKENDS)))
-                )
+            except ApplyError:
+                # It may have ended just now. One that is there and does not answer is worth knowing of.
+                if Path(f"/proc/{pid}").exists():
+                    found.append(OldWorker(pid))
+                continue
+            found.append(OldWorker(pid, sum(backends.values()), tuple(backends.most_common(SHOWN_BACKENDS))))
         return tuple(found)
 
     # -- ending

@@ -1,5 +1,6 @@
 """What a worker of HAProxy says of its servers, against what it should say. Pure."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ NO_STATE = "1\n"
 
 _FORCED_MAINTENANCE = 0x01
 """The bit of srv_admin_state that ``set server … state maint`` sets; others may stay on one that serves."""
+
+_SLOT = re.compile(r"s[1-9][0-9]*")
 
 _CHECKED = 0x02 | 0x04
 """The bits of srv_check_state for a check that is configured, and enabled."""
@@ -74,6 +77,11 @@ def observed(layout: Layout, names: Iterable[str], states: States) -> Layout:
     return replace(layout, sections=seen)
 
 
+def has_strangers(states: Mapping[str, ServerState]) -> bool:
+    """Whether a server of a section serves that is none of ours by its name; only a reload rids us of it."""
+    return any(not _SLOT.fullmatch(name) and not state.in_maintenance for name, state in states.items())
+
+
 def carry_over(text: str, before: Layout | None, after: Layout) -> str:
     """The server state file for a worker with layout ``after``, from what the worker before says.
 
@@ -132,6 +140,6 @@ def _slots(section: Section, states: Mapping[str, ServerState]) -> Iterator[Slot
     ids = {slot.name: slot.server.id for slot in section.slots if slot.server is not None}
     for name, state in states.items():
         # Servers of a user's own template have names of their own, and are left alone.
-        if name.startswith("s") and name[1:].isdigit():
+        if _SLOT.fullmatch(name):
             server = Server(ids.get(name, ""), state.address, state.weight)
             yield Slot(int(name[1:]), None if state.in_maintenance else server)

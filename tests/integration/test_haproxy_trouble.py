@@ -16,6 +16,7 @@ import pytest
 from discovery.catalog import Attributes, Catalog, Instance, Service
 from discovery.errors import ApplyError, DiscoveryError
 from discovery.haproxy.apply import HAProxy
+from discovery.haproxy.engine import OldWorker
 from discovery.haproxy.runtime import Master
 from discovery.haproxy.settings import HeldPorts, ProxySettings
 from tests.lab.haproxy import (
@@ -389,6 +390,35 @@ def test_what_somebody_does_by_hand_is_mended(binary: str, one: int, two: int, t
         assert proxy.status.reloads == {"start": 1}
 
 
+def test_a_strange_server_is_mended_by_a_reload(one: int, tmp_path: Path) -> None:
+    of = settings(tmp_path, haproxy_binary("2.6"))
+    with running(of, lead_to("web", one)) as proxy:
+        tell(of, "add server service:web/mine 127.0.0.9:1; set server service:web/mine state ready")
+        wanted = catalog(lead_to("web", one))
+        for _ in range(2):
+            proxy._controller.audit()
+            proxy.apply(wanted)
+            assert_worker_is_as(of, wanted)
+        assert proxy.status.reloads == {"start": 1, "unverified": 1}
+
+
+def test_a_change_that_meets_a_strangers_is_made_all_the_same(
+    binary: str, one: int, two: int, tmp_path: Path
+) -> None:
+    """What a command was to change is not there any more, or there already."""
+    of = settings(tmp_path, binary)
+    shop = {"hosts": "shop.example.com"}
+    with running(of, lead_to("api", one, options=shop), lead_to("web", two)) as proxy:
+        tell(of, "del map hosts.map shop.example.com")
+        wanted = catalog(lead_to("api", one), lead_to("web", two, options=shop))
+        proxy.apply(wanted)
+        assert_worker_is_as(of, wanted)
+        tell(of, "add server service:web/s2 127.0.0.9:1")
+        wanted = catalog(lead_to("api", one), lead_to("web", two, one, options=shop))
+        proxy.apply(wanted)
+        assert_worker_is_as(of, wanted)
+
+
 # ---- time -------------------------------------------------------------------------------------------
 
 
@@ -460,6 +490,23 @@ def test_old_workers_are_bounded_and_shown_with_what_pins_them(binary: str, tmp_
             shown = until(lambda: proxy.status.old_workers, "shown")
             assert 1 <= len(shown) <= 3
             assert all(each.backends[0][0] == "service:db" and each.connections for each in shown)
+
+
+def test_an_old_worker_that_does_not_answer_is_shown(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as backend, ExitStack() as clients:
+        port = free_port()
+        of = settings(tmp_path, haproxy_binary("2.6"))
+        db = lead_to("db", backend.getsockname()[1], scheme="tcp", host_port=port)
+        with running(of, db) as proxy:
+            clients.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"x")
+            until(lambda: "be=service:db" in tell(of, "show sess"), "connected")
+            worker = worker_pid(of)
+            proxy.apply(catalog(db, lead_to("web", options={"balance": "source"})))
+            os.kill(worker, signal.SIGSTOP)
+            clients.callback(os.kill, worker, signal.SIGKILL)
+            proxy._engine.master = Master(of.master_socket, 0.3)  # type: ignore[union-attr]
+            look(proxy)
+            until(lambda: proxy.status.old_workers == (OldWorker(worker),), "shown")
 
 
 def test_spare_sections_are_refilled_by_one_quiet_reload(binary: str, one: int, tmp_path: Path) -> None:

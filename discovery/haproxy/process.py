@@ -142,7 +142,10 @@ class Process:
         for pid in before.workers:
             while not self.master.has_stopped_listening(pid):
                 if time.monotonic() > deadline:
-                    raise ApplyError(f"HAProxy's former worker {pid} does not stop listening")
+                    # It hangs, and would take its share of the new connections for ever.
+                    log.error("haproxy_worker_killed", worker=pid, reason="it does not stop listening")
+                    _kill(pid, signal.SIGKILL)
+                    break
                 self.wait_for_end(POLL_SECONDS)
 
     def ask(self, command: str) -> str:

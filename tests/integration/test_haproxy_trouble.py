@@ -440,6 +440,22 @@ def test_a_worker_that_stands_still_for_a_moment(binary: str, one: int, two: int
         assert proxy.status.reloads == {"start": 1}
 
 
+def test_a_worker_that_hangs_is_replaced_and_ended(one: int, two: int, tmp_path: Path) -> None:
+    """While it listens it takes a share of all new connections, and answers none."""
+    of = settings(tmp_path, haproxy_binary("2.6"), start_timeout_seconds=3.0)
+    with running(of, lead_to("web", one)) as proxy:
+        worker = worker_pid(of)
+        wanted = catalog(lead_to("web", two), lead_to("fancy", one, options={"balance": "leastconn"}))
+        Engine(proxy, lambda: os.kill(worker, signal.SIGSTOP))
+        proxy._engine.master = Master(of.master_socket, 0.3)  # type: ignore[union-attr]
+        proxy.apply(wanted)
+        assert worker_pid(of) != worker
+        until(lambda: not Path(f"/proc/{worker}").exists(), "ended")
+        assert_worker_is_as(of, wanted)
+        assert all(fetch(front_port(of), host="web").seen["server"] == "two" for _ in range(8))
+        assert proxy.status.reloads == {"start": 1, "service": 1}
+
+
 def test_a_change_during_a_reload_goes_to_the_new_worker(
     binary: str, one: int, two: int, tmp_path: Path
 ) -> None:

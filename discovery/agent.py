@@ -117,6 +117,7 @@ class Agent:
         self._watcher: Watcher[Catalog] | None = None
         self._followers: list[Follower] = []
         self._haproxy: HAProxy | None = None
+        self._edges: EdgeReporter | None = None
         self._dns: DnsProcesses | None = None
         self._registrator: Registrator | None = None
         self._watches: list[PathWatch] = []
@@ -230,13 +231,14 @@ class Agent:
         self._haproxy = haproxy
         follower = self._follow(haproxy, quiet_seconds=0.0)
         self._inward.start("haproxy", haproxy.supervise)
-        reporter = EdgeReporter(
-            self._store.session,
+        self._edges = EdgeReporter(
+            self._store,
             self._node.name,
+            self._node.address,
             lambda: self._edge(haproxy, follower),
             self._settings.registrator.ttl_seconds,
         )
-        self._outward.start("edge-reporter", reporter.run)
+        self._outward.start("edge-reporter", self._edges.run)
 
     def _start_dns(self) -> None:
         dns = roles.dns_server(self._settings)
@@ -309,6 +311,8 @@ class Agent:
                 )
         if self._registrator is not None:
             found += self._registrator.status.problems
+        if self._edges is not None:
+            found += self._edges.problems
         return tuple(found)
 
     def _readiness(self) -> dict[str, bool]:

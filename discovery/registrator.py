@@ -22,6 +22,7 @@ from discovery.contests import Contests
 from discovery.errors import SessionLost, SourceError, StoreError, StoreRefused
 from discovery.journal import Journal
 from discovery.mirror import Mirror
+from discovery.namesakes import Namesakes
 from discovery.reconcile import Plan, hosts_last, instance_at, plan
 from discovery.refusals import Refusals
 from discovery.retry import Backoff
@@ -84,10 +85,10 @@ class _Held:
 class Registrator:
     """One thread calls ``run``, once; ``status`` and ``stuck`` are for any thread.
 
-    ``ttl_seconds`` is the life of a key without us, renewed every
-    ``refresh_seconds``, default a third of that. ``grace_seconds`` is for how long the source may fail
-    after it should have been asked again; until then its last word counts. ``journal`` knows what a former
-    life wrote; without one, what a crashed registrator left is taken for another's, until it expires.
+    ``ttl_seconds`` is the life of a key without us, renewed every ``refresh_seconds``, default a third of
+    that. ``grace_seconds`` is for how long the source may fail after it should have been asked again; until
+    then its last word counts. ``journal`` knows what a former life wrote; without one, what it left is taken
+    for another's, until it expires. ``node`` is what no other registrator may be called, None if any may.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Registrator:
         refresh_seconds: float | None = None,
         grace_seconds: float = 60.0,
         journal: Journal | None = None,
+        node: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -110,14 +112,16 @@ class Registrator:
         self._woken = threading.Event()
         # Its keepalives tell that the store lives; the watch need not ask besides, at rest.
         patience_seconds = PATIENCE * self._refresh_seconds
-        self._mirror = Mirror(store, self._woken.set, clock, patience_seconds=patience_seconds)
+        self._mirror = Mirror(store, self._woken.set, clock, patience_seconds=patience_seconds, node=node)
         self._workers = Workers(on_failure=self._woken.set)
         self._look: _Look | None = None
         self._held: _Held | None = None
         self._journal = journal or Journal()
         self._deleted_at: dict[str, float] = {}
         self._contests = Contests(clock)
+        self._namesakes = Namesakes(node or "", ttl_seconds)
         self._refusals = Refusals(clock)
+        self._reporters = (source, self._namesakes, self._contests, self._refusals)
         self._store_backoff = Backoff(first_seconds=0.2, most_seconds=max(0.2, ttl_seconds / 3))
         self._not_before = 0.0
         self._recheck_due: float | None = None
@@ -135,7 +139,7 @@ class Registrator:
             registered=sum(is_instance(split_key(key)[1]) for key in values) if look else 0,
             reconciled_at=self._reconciled_at,
             error=self._describe_error(),
-            problems=(*self._source.problems, *self._contests.problems, *self._refusals.problems),
+            problems=tuple(problem for each in self._reporters for problem in each.problems),
         )
 
     @property
@@ -260,6 +264,8 @@ class Registrator:
         difference = plan(
             look.registrations, values, self._mirror.seen, self._is_settled, self._journal.written
         )
+        contested = {key for address in difference.taken for key in instance_at(address)}
+        self._namesakes.look(self._mirror, lambda key: key in contested or self._may_be_ours(key))
         self._contests.wait_for(difference.taken, difference.rivals)
         restores, ceded = self._contests.restore(difference.restores, self._others(difference.restores))
         puts = {**difference.puts, **restores}
@@ -338,6 +344,11 @@ class Registrator:
                 log.info("instance_withdrawn", key=key)
         if gone:
             held.values = {key: value for key, value in held.values.items() if key not in gone}
+
+    def _may_be_ours(self, key: str) -> bool:
+        """Whether we wrote a key, now or in a former life, or deleted it and have not seen it go."""
+        held = self._held.values if self._held is not None else {}
+        return key in held or key in self._deleted_at or key in self._journal.written
 
     def _is_settled(self, key: str) -> bool:
         """Whether our last write of a key has been seen, or would have been by now."""

@@ -140,6 +140,7 @@ def registrator(settings: Settings, store: Store, node: Node) -> Registrator:
         ttl_seconds=times.ttl_seconds,
         refresh_seconds=times.refresh_seconds,
         journal=Journal(settings.private_dir / "registrator.journal", store.url),
+        node=node.name,
     )
 
 

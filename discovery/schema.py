@@ -29,7 +29,8 @@ _SHOWN = 100
 
 _LEAVES = ("scheme", "host_port")
 _INSTANCES: Mapping[Protocol, str] = {"tcp": "hosts/", "udp": "udp/"}
-_DIRECTORIES = (*_INSTANCES.values(), "attributes/", "options/")
+ATTRIBUTES = "attributes/"
+_DIRECTORIES = (*_INSTANCES.values(), ATTRIBUTES, "options/")
 
 T = TypeVar("T")
 
@@ -209,6 +210,11 @@ def encode_attributes(attributes: Attributes) -> str:
 def is_instance(rest: str) -> bool:
     """Whether what follows `/services/<name>/` is the key of an instance's address."""
     return rest.startswith(tuple(_INSTANCES.values()))
+
+
+def address_rests(id_: str) -> tuple[str, ...]:
+    """What may follow `/services/<name>/` in the key of this instance's address."""
+    return tuple(directory + id_ for directory in _INSTANCES.values())
 
 
 def split_key(key: str) -> tuple[str, str]:

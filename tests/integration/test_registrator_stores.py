@@ -1,5 +1,6 @@
 """Real stores in trouble: however it comes, the right keys are there in the end, without a restart."""
 
+import json
 import shutil
 import socket
 import threading
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery.catalog import Registration
+from discovery.catalog import Attributes, Instance, Registration
+from discovery.edges import EdgeReporter
 from discovery.registrator import Registrator
 from discovery.stores import StoreOptions, open_store
 from discovery.stores.base import Store
@@ -43,9 +45,11 @@ def reader(etcd: Etcd, version: int) -> Iterator[Store]:
 
 
 @contextmanager
-def registering(etcd: Etcd, version: int, source: StubSource) -> Iterator[Registrator]:
+def registering(
+    etcd: Etcd, version: int, source: StubSource, node: str | None = None
+) -> Iterator[Registrator]:
     with closing(open_store(etcd.url(version), StoreOptions(timeout_seconds=1))) as store:
-        registrator = Registrator(store, source, ttl_seconds=TTL_SECONDS)
+        registrator = Registrator(store, source, ttl_seconds=TTL_SECONDS, node=node)
         with in_thread(registrator.run):
             yield registrator
 
@@ -137,6 +141,47 @@ def test_two_nodes_of_one_name(etcd: Etcd, version: int, reader: Store) -> None:
             theirs.say()
             until_keys(reader, {**ALL, f"{H}{ME}": "192.0.2.7:8001"})
     assert keys(reader) == {}
+
+
+def test_two_nodes_of_one_name_with_other_containers(etcd: Etcd, version: int, reader: Store) -> None:
+    def shares_name(registrator: Registrator) -> bool:
+        return any("has this node's name" in each.reason for each in registrator.status.problems)
+
+    def only(name: str, service: str) -> StubSource:
+        attributes = Attributes(node="n1", container=name)
+        return StubSource(Registration(service, Instance(f"n1:{name}:80", "192.0.2.7", 8000, attributes)))
+
+    with registering(etcd, version, only("a", "web"), "n1") as first:
+        with registering(etcd, version, only("b", "api"), "n1") as second:
+            until(lambda: len(keys(reader)) == 6, "both are registered")
+            expected = keys(reader)
+            until(lambda: shares_name(first) and shares_name(second), "both say so")
+            assert keys(reader) == expected
+        until(lambda: not shares_name(first), "it has the name for itself")
+
+
+def test_two_edges_of_one_name(etcd: Etcd, version: int, reader: Store) -> None:
+    def reported() -> dict[str, str]:
+        entries = reader.snapshot("/edges/").entries
+        return {key: json.loads(entry.value)["address"] for key, entry in entries.items()}
+
+    @contextmanager
+    def reporting(address: str) -> Iterator[EdgeReporter]:
+        with closing(open_store(etcd.url(version), StoreOptions(timeout_seconds=1))) as store:
+            edge = {"revision": 1, "address": address}
+            reporter = EdgeReporter(store, "n1", address, lambda: edge, TTL_SECONDS, poll_seconds=0.1)
+            with in_thread(reporter.run):
+                yield reporter
+
+    with reporting("192.0.2.7"):
+        until(lambda: reported() == {"/edges/n1": "192.0.2.7"}, "the first reports")
+        with reporting("192.0.2.8") as second:
+            both = {"/edges/n1": "192.0.2.7", "/edges/n1:192.0.2.8": "192.0.2.8"}
+            until(lambda: reported() == both, "the second reports beside it")
+            until(lambda: bool(second.problems), "and says so")
+            assert reported() == both
+        until(lambda: reported() == {"/edges/n1": "192.0.2.7"}, "the second ends")
+    assert reported() == {}
 
 
 class Relay:

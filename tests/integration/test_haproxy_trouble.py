@@ -506,6 +506,8 @@ def test_old_workers_are_bounded_and_shown_with_what_pins_them(binary: str, tmp_
             shown = until(lambda: proxy.status.old_workers, "shown")
             assert 1 <= len(shown) <= 3
             assert all(each.backends[0][0] == "service:db" and each.connections for each in shown)
+            clients.close()
+            backend.close()
 
 
 def test_an_old_worker_that_does_not_answer_is_shown(tmp_path: Path) -> None:

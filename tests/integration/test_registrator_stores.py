@@ -1,22 +1,25 @@
 """Real stores in trouble: however it comes, the right keys are there in the end, without a restart."""
 
+import itertools
 import json
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from discovery.catalog import Attributes, Instance, Registration
 from discovery.edges import EdgeReporter
 from discovery.registrator import Registrator
 from discovery.stores import StoreOptions, open_store
 from discovery.stores.base import Store
+from discovery.stores.etcd2_wire import WORKERS
 from tests.lab.etcd import Etcd
+from tests.lab.relay import Relay
 from tests.lab.thread import in_thread
 from tests.lab.wait import until
 from tests.unit.test_registrator import HELD, ME, SCHEME, H, StubSource, web
@@ -184,56 +187,6 @@ def test_two_edges_of_one_name(etcd: Etcd, version: int, reader: Store) -> None:
     assert reported() == {}
 
 
-class Relay:
-    """A relay before a server, which can be cut: connections end, and new ones are refused."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._connections: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._is_cut = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        with self._lock:
-            self._is_cut = True
-            for connection in self._connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            self._connections.clear()
-
-    def mend(self) -> None:
-        self._is_cut = False
-
-    def close(self) -> None:
-        self.cut()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                with self._lock:
-                    if self._is_cut:
-                        client.close()
-                        continue
-                    server = socket.create_connection(("127.0.0.1", self._target))
-                    self._connections += [client, server]
-                for here, there in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(here, there), daemon=True).start()
-
-    def _pass_on(self, here: socket.socket, there: socket.socket) -> None:
-        with suppress(OSError):
-            while data := here.recv(65536):
-                there.sendall(data)
-        for end in (here, there):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
 def test_history_that_is_compacted_while_it_is_cut_off(etcd: Etcd, version: int, reader: Store) -> None:
     """More happens meanwhile than the store remembers, and to our own keys."""
     source = StubSource(web(), OTHER)
@@ -254,6 +207,58 @@ def test_history_that_is_compacted_while_it_is_cut_off(etcd: Etcd, version: int,
             stays_so(reader, expected)
             source.say(web())
             until_keys(reader, ALL)
+
+
+SLOW_SECONDS = (0.1, 0.4)
+SLOW_TTL_SECONDS = 6.0
+"""Calls take as much of the TTL as those of 0.5 to 2 s do of 30."""
+
+MOST_CONNECTIONS = {3: 3, 2: WORKERS + 3}
+"""One to write (or a batch's, where a key is a call), one to follow, and one of each that is just ending."""
+
+
+def test_a_store_that_is_slow(etcd: Etcd, version: int, reader: Store) -> None:
+    """Every answer takes its time: nothing expires meanwhile, and calls do not pile up."""
+    source = StubSource(web())
+    with closing(Relay(etcd.port)) as relay:
+        relay.delay_seconds = SLOW_SECONDS
+        store = open_store(f"etcd{version}://127.0.0.1:{relay.port}", StoreOptions(timeout_seconds=5))
+        registrator = Registrator(store, source, ttl_seconds=SLOW_TTL_SECONDS)
+        with closing(store), capture_logs() as logs, in_thread(registrator.run):
+            until_keys(reader, ALL)
+            created = reader.snapshot("/services/").entries[f"{H}{ME}"].created
+            over = time.monotonic() + SLOW_TTL_SECONDS
+            waits = threading.Event()
+            # Faster than it can be written.
+            for port in itertools.count(8001):
+                source.say(web(), Registration("other", web("n1:other:80", port).instance))
+                if waits.wait(0.1) or time.monotonic() > over:
+                    break
+            last = {**ALL, "/services/other/hosts/n1:other:80": f"192.0.2.7:{port}"}
+            until(lambda: last.items() <= keys(reader).items(), "the last word", 10)
+            source.say(web())
+            until_keys(reader, ALL)
+            assert reader.snapshot("/services/").entries[f"{H}{ME}"].created == created, "never expired"
+            assert relay.most_open <= MOST_CONNECTIONS[version]
+        assert keys(reader) == {}
+    assert {"session_lost", "registration_failed"}.isdisjoint(each["event"] for each in logs)
+
+
+@pytest.mark.parametrize("version", [3], ids=["etcd3"])
+def test_a_store_that_is_slower_than_the_ttl(etcd: Etcd, version: int, reader: Store) -> None:
+    """Its keys cannot be kept alive: sessions are lost, and made anew, until it is quicker."""
+    source = StubSource(web())
+    with closing(Relay(etcd.port)) as relay:
+        store = open_store(f"etcd{version}://127.0.0.1:{relay.port}", StoreOptions(timeout_seconds=5))
+        registrator = Registrator(store, source, ttl_seconds=TTL_SECONDS)
+        with closing(store), capture_logs() as logs, in_thread(registrator.run):
+            until_keys(reader, ALL)
+            relay.delay_seconds = (1.2 * TTL_SECONDS, 1.4 * TTL_SECONDS)
+            until(lambda: "session_lost" in {each["event"] for each in logs}, "it is too slow", 40)
+            relay.delay_seconds = (0.0, 0.0)
+            until_keys(reader, ALL)
+            stays_so(reader, ALL)
+            until(lambda: registrator.status.error is None, "it says so")
 
 
 @pytest.mark.parametrize("version", [3], ids=["etcd3"])

@@ -12,7 +12,7 @@ import structlog
 from discovery import __version__, roles
 from discovery.builder import CatalogBuilder
 from discovery.catalog import Catalog, Problem
-from discovery.config import ROLES, Configuration
+from discovery.config import Configuration
 from discovery.dns.processes import DnsProcesses
 from discovery.edges import EdgeReporter
 from discovery.errors import ConfigError, DiscoveryError, SourceError
@@ -26,6 +26,7 @@ from discovery.notify import Notifier, Report, keep_told
 from discovery.pathwatch import PathWatch
 from discovery.registrator import Registrator
 from discovery.schema import SERVICES
+from discovery.settings import ROLES
 from discovery.status.metrics import Metrics
 from discovery.status.server import StatusServer
 from discovery.status.view import StatusView

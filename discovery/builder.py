@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from discovery.catalog import Catalog, Problem, Service
-from discovery.schema import SERVICES, Claim, Decoded, decode_service, split_key
+from discovery.decode import Claim, Decoded, decode_service
+from discovery.schema import SERVICES, split_key
 from discovery.stores.base import Changes, Entry, Snapshot
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from discovery import roles
 from discovery.builder import CatalogBuilder
-from discovery.config import Settings
 from discovery.errors import SchemaError, SourceError, StoreError
 from discovery.explain import (
     Explanation,
@@ -20,6 +19,7 @@ from discovery.explain import (
 from discovery.haproxy.settings import split_address
 from discovery.node import find_node
 from discovery.schema import SERVICES, parse_name
+from discovery.settings import Settings
 from discovery.sources.container import Container, read_container
 from discovery.sources.docker_engine import Engine
 from discovery.sources.rules import direct_networks

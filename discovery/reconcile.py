@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from discovery.catalog import Instance, Registration
 from discovery.schema import (
+    ATTRIBUTES,
     encode_attributes,
     instance_keys,
     is_instance,
@@ -30,8 +31,6 @@ Seen = Callable[[str], Mapping[str, str]]
 
 HOSTS = "hosts/"
 
-
-_ATTRIBUTES = "attributes/"
 _NOTHING: Mapping[str, Collection[str]] = {}
 
 
@@ -80,7 +79,7 @@ def hosts_last(keys: Iterable[str]) -> list[list[str]]:
 def instance_at(key: str) -> tuple[str, str]:
     """The keys of the instance whose address is at ``key``."""
     service, rest = split_key(key)
-    return key, f"{service_prefix(service)}{_ATTRIBUTES}{rest.partition('/')[2]}"
+    return key, f"{service_prefix(service)}{ATTRIBUTES}{rest.partition('/')[2]}"
 
 
 def plan(
@@ -210,9 +209,9 @@ class _Planner:
         for service, keys in ids.items():
             seen = self.seen(service)
             for rest in seen:
-                if not rest.startswith(_ATTRIBUTES) or f"{service_prefix(service)}{rest}" in own:
+                if not rest.startswith(ATTRIBUTES) or f"{service_prefix(service)}{rest}" in own:
                     continue
-                named = rest.removeprefix(_ATTRIBUTES)
+                named = rest.removeprefix(ATTRIBUTES)
                 if f"{HOSTS}{named}" in seen:
                     continue
                 # `<node>:<container>:<port>`, or any text, and then `:<ip>:<port>`.
@@ -235,4 +234,4 @@ def _claim(service: str, instance: Instance) -> dict[str, str]:
     wanted = f"{instance.id}:{instance.host}:{instance.port}"
     if len(wanted) > 200:
         return {}
-    return {f"{service_prefix(service)}{_ATTRIBUTES}{wanted}": encode_attributes(instance.attributes)}
+    return {f"{service_prefix(service)}{ATTRIBUTES}{wanted}": encode_attributes(instance.attributes)}

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from discovery.announced import Announcement
-from discovery.config import Settings
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import Address, DnsSettings, DomainUpstreams
 from discovery.drains import Drains
@@ -17,6 +16,7 @@ from discovery.journal import Journal
 from discovery.node import Node, find_node, node_name
 from discovery.registrator import Registrator
 from discovery.schema import parse_port, parse_scheme
+from discovery.settings import Settings
 from discovery.sources.announce import AnnounceSource
 from discovery.sources.bridge import bridge_addresses
 from discovery.sources.docker import Rules

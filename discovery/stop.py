@@ -16,7 +16,7 @@ from typing import cast
 from discovery.catalog import Attributes
 from discovery.drains import Drains
 from discovery.errors import CommandError, SchemaError, UsageError
-from discovery.schema import EDGES, SERVICES, is_instance, parse_attributes, printable, split_key
+from discovery.schema import ATTRIBUTES, EDGES, SERVICES, is_instance, parse_attributes, printable, split_key
 from discovery.sources.container import Container, read_container
 from discovery.sources.docker_engine import Engine
 from discovery.stores.base import Changes, Entry, Snapshot, Store
@@ -28,8 +28,6 @@ MARGIN_SECONDS = 30.0
 """How much longer than everything may take a request holds: it ends by itself when we are killed."""
 
 POLL_SECONDS = 0.1
-
-_ATTRIBUTES = "attributes/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +122,8 @@ class Stop:
         found = {}
         for key, entry in entries.items():
             service, rest = split_key(key)
-            id_ = rest.removeprefix(_ATTRIBUTES)
-            if rest.startswith(_ATTRIBUTES) and (service, id_) in known:
+            id_ = rest.removeprefix(ATTRIBUTES)
+            if rest.startswith(ATTRIBUTES) and (service, id_) in known:
                 attributes = _attributes(entry)
                 if attributes.node == self._node and attributes.container == container.name:
                     found[f"{service} {id_}"] = entry, attributes

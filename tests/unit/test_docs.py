@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from discovery.catalog import Instance, Service
-from discovery.config import SETTINGS, Settings, load
+from discovery.config import SETTINGS, load
 from discovery.haproxy.render import BackendView, ServerView
 from discovery.options import ANY, OPTIONS
+from discovery.settings import Settings
 from discovery.template_files import TemplateFile
 from discovery.templating import Templates
 

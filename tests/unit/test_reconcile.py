@@ -6,8 +6,8 @@ import pytest
 
 from discovery.catalog import Attributes, Instance, Registration
 from discovery.contests import CONTEST_SECONDS, OVERWRITES, Contests
+from discovery.decode import decode_service
 from discovery.reconcile import Plan, plan
-from discovery.schema import decode_service
 from discovery.stores.base import Entry
 
 P = "/services/web/"

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.catalog import Attributes, Instance, Problem, Service
+from discovery.decode import Decoded, decode_service
 from discovery.errors import SchemaError
 from discovery.schema import (
     VALUE_BYTES,
-    Decoded,
-    decode_service,
     encode_attributes,
     instance_keys,
     parse_address,

@@ -220,7 +220,9 @@ class _Planner:
                 leaving.append(slot)
                 slots[slot.number] = Slot(slot.number)
             elif server != slot.server:
-                self.adding.append(f"set server {section.name}/{slot.name} weight {server.weight}")
+                # One that takes nothing any more goes on until the others are there.
+                commands = self.adding if server.weight else self.removing
+                commands.append(f"set server {section.name}/{slot.name} weight {server.weight}")
                 slots[slot.number] = Slot(slot.number, server)
         vacant = [
             slot

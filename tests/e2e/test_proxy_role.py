@@ -320,7 +320,7 @@ def test_what_keeps_an_old_worker_is_told(agent: Agent, store: Store) -> None:
             assert client.recv(4096)
             store.put({"/services/web/hosts/0": address, "/services/web/host_port": str(another)})
             agent.wait(lambda: agent.get("/", port=another)[0] == 200, "a reload for web")
-            assert proxy(agent)["reloads"] != before
+            agent.wait(lambda: proxy(agent)["reloads"] != before, "it is told of")
             agent.wait(lambda: len(proxy(agent)["old_workers"]) == 1, "the old worker is told of")
             (worker,) = proxy(agent)["old_workers"]
             assert worker["pid"] in agent.haproxy_pids()

@@ -104,7 +104,8 @@ def test_one_node_serves_what_runs_on_the_other_and_survives_it(site: Site) -> N
     # By Host, path and port of the other node's edge; by name from inside its containers.
     two.serves("web1")
     assert two.get("http://127.0.0.1/web/a/b") == (200, "web1\n")
-    assert two.get("http://10.99.0.2:8080/a/b") == (200, "web1\n")
+    # A listener takes a reload, which is gathered and not at one moment on every node.
+    two.wait(lambda: two.get("http://10.99.0.2:8080/a/b") == (200, "web1\n"), "its port is served")
     inside_two = two.containers.docker(
         "run", "--rm", f"--dns={BRIDGE}", "busybox:local", "wget", "-qO-", "http://web.local/a/b"
     )

@@ -44,6 +44,7 @@ class FakeEngine:
 
     run = DockerEngine.run
     """Create and start a container, by the very code that does so on a real engine."""
+    _start_container = DockerEngine._start_container
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()

@@ -14,10 +14,10 @@ from discovery.errors import SchemaError
 from discovery.haproxy.routes import claim_hosts
 from discovery.schema import (
     SERVICES,
-    instance_keys,
+    address_key,
     is_instance,
-    parse_attributes,
     printable,
+    read_attributes,
     service_prefix,
     split_key,
 )
@@ -102,7 +102,7 @@ def _port(decision: Decision, unready_reason: str | None, stored: Mapping[str, s
         return Finding(subject, "not registered", tuple(reasons))
     if unready_reason is None:
         return _wanted(subject, decision, registration, stored)
-    key = _key(registration)
+    key = address_key(registration.service, registration.instance)
     reasons = [unready_reason, f"once it is not: {decision.reason}"]
     if stored is not None and key in stored:
         reasons.append(f"the store holds it still, at {printable(stored[key])}{_draining(stored, key)}")
@@ -114,7 +114,7 @@ def _wanted(
     subject: str, decision: Decision, registration: Registration, stored: Mapping[str, str] | None
 ) -> Finding:
     """A port that the rules want registered, beside what the store holds."""
-    key, address = _key(registration), registration.instance.address
+    key, address = address_key(registration.service, registration.instance), registration.instance.address
     check = [f"as long as {_checked(decision.check)} is good"] if decision.check else []
     if stored is None:
         reasons = (decision.reason, *check, "whether the store holds it is not known")
@@ -160,7 +160,11 @@ def _left_over(
     container: Container, decisions: Iterable[Decision], rules: Rules, stored: Mapping[str, str] | None
 ) -> Iterator[Finding]:
     """Instances that the store has as this container's, and that nothing of it asks for."""
-    wanted = {_key(each.registration) for each in decisions if each.registration is not None}
+    wanted = {
+        address_key(each.service, each.instance)
+        for each in (decision.registration for decision in decisions)
+        if each is not None
+    }
     for key in sorted(stored or ()):
         if is_instance(split_key(key)[1]) and key not in wanted:
             attributes = _attributes(stored or {}, key)
@@ -169,19 +173,10 @@ def _left_over(
                 yield Finding(printable(key), "left over in the store", (reason,))
 
 
-def _key(registration: Registration) -> str:
-    instance, prefix = registration.instance, service_prefix(registration.service)
-    keys = instance_keys(registration.service, instance)
-    return next(key for key in keys if is_instance(key.removeprefix(prefix)))
-
-
 def _attributes(stored: Mapping[str, str], key: str) -> Attributes:
     service, rest = split_key(key)
     text = stored.get(f"{service_prefix(service)}attributes/{rest.partition('/')[2]}")
-    try:
-        return parse_attributes(text) if text is not None else Attributes()
-    except SchemaError:
-        return Attributes()
+    return read_attributes(text) if text is not None else Attributes()
 
 
 def _draining(stored: Mapping[str, str], key: str) -> str:

@@ -11,8 +11,7 @@ from typing import Protocol
 import structlog
 
 from discovery.catalog import Problem
-from discovery.errors import SchemaError
-from discovery.schema import ATTRIBUTES, address_rests, parse_attributes, printable, split_key
+from discovery.schema import ATTRIBUTES, address_rests, printable, read_attributes, split_key
 
 log = structlog.get_logger(__name__)
 
@@ -80,10 +79,7 @@ class Namesakes:
         self._say(sorted(lasting.items()))
 
     def _is_of_a_container_here(self, value: str) -> bool:
-        try:
-            attributes = parse_attributes(value)
-        except SchemaError:
-            return False
+        attributes = read_attributes(value)
         return attributes.node == self._node and attributes.container is not None
 
     def _say(self, found: list[tuple[str, str]]) -> None:

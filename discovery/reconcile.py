@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from discovery.catalog import Instance, Registration
 from discovery.schema import (
     ATTRIBUTES,
+    address_key,
     encode_attributes,
     instance_keys,
     is_instance,
@@ -58,11 +59,6 @@ class Plan:
 def is_shared(key: str) -> bool:
     """Whether a key belongs to a service rather than to one instance."""
     return "/" not in split_key(key)[1]
-
-
-def address_key(service: str, instance: Instance) -> str:
-    """The key that holds an instance's address."""
-    return next(key for key in instance_keys(service, instance) if is_instance(split_key(key)[1]))
 
 
 def hosts_last(keys: Iterable[str]) -> list[list[str]]:

@@ -113,6 +113,14 @@ def parse_attributes(text: str) -> Attributes:
     )
 
 
+def read_attributes(text: str) -> Attributes:
+    """The same for who has no use for what is wrong with them: then they say nothing."""
+    try:
+        return parse_attributes(text)
+    except SchemaError:
+        return Attributes()
+
+
 def _member(data: dict[str, Any], name: str, kind: type[Any], parse: Callable[[Any], T]) -> T | None:
     value = data.get(name)
     if value is None:
@@ -157,12 +165,16 @@ def service_prefix(name: str) -> str:
     return f"{SERVICES}{name}/"
 
 
+def address_key(name: str, instance: Instance) -> str:
+    """The key that holds an instance's address."""
+    return f"{service_prefix(name)}{INSTANCES[instance.protocol]}{instance.id}"
+
+
 def instance_keys(name: str, instance: Instance) -> dict[str, str]:
     """The keys that belong to this one instance."""
-    prefix = service_prefix(name)
     return {
-        f"{prefix}{INSTANCES[instance.protocol]}{instance.id}": instance.address,
-        f"{prefix}attributes/{instance.id}": encode_attributes(instance.attributes),
+        address_key(name, instance): instance.address,
+        f"{service_prefix(name)}{ATTRIBUTES}{instance.id}": encode_attributes(instance.attributes),
     }
 
 

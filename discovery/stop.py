@@ -15,8 +15,8 @@ from typing import cast
 
 from discovery.catalog import Attributes
 from discovery.drains import Drains
-from discovery.errors import CommandError, SchemaError, UsageError
-from discovery.schema import ATTRIBUTES, EDGES, SERVICES, is_instance, parse_attributes, printable, split_key
+from discovery.errors import CommandError, UsageError
+from discovery.schema import ATTRIBUTES, EDGES, SERVICES, is_instance, printable, read_attributes, split_key
 from discovery.sources.container import Container, read_container
 from discovery.sources.docker_engine import Engine
 from discovery.stores.base import Changes, Entry, Snapshot, Store
@@ -124,7 +124,7 @@ class Stop:
             service, rest = split_key(key)
             id_ = rest.removeprefix(ATTRIBUTES)
             if rest.startswith(ATTRIBUTES) and (service, id_) in known:
-                attributes = _attributes(entry)
+                attributes = read_attributes(entry.value)
                 if attributes.node == self._node and attributes.container == container.name:
                     found[f"{service} {id_}"] = entry, attributes
         return found
@@ -142,13 +142,6 @@ def _until(seconds: float, never: threading.Event) -> Iterator[None]:
 def _instance(key: str) -> tuple[str, str] | None:
     service, rest = split_key(key)
     return (service, rest.partition("/")[2]) if is_instance(rest) else None
-
-
-def _attributes(entry: Entry) -> Attributes:
-    try:
-        return parse_attributes(entry.value)
-    except SchemaError:
-        return Attributes()
 
 
 def _revision(entry: Entry) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.containers import Containers
 from tests.lab.dockerd import DockerEngine
 from tests.lab.etcd import Etcd
 
@@ -14,6 +15,13 @@ from tests.lab.etcd import Etcd
 @pytest.fixture(scope="session")
 def engine() -> Iterator[DockerEngine]:
     with DockerEngine() as started:
+        yield started
+
+
+@pytest.fixture
+def containers(engine: DockerEngine) -> Iterator[Containers]:
+    """Containers of the engine, removed at the end of the test."""
+    with Containers(engine) as started:
         yield started
 
 

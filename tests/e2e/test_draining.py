@@ -34,12 +34,6 @@ HASTY = SERVE + "trap 'exit 0' TERM; while :; do wait; done"
 
 
 @pytest.fixture
-def containers(engine: DockerEngine) -> Iterator[Containers]:
-    with Containers(engine) as started:
-        yield started
-
-
-@pytest.fixture
 def agent(tmp_path: Path, engine: DockerEngine, etcd: Etcd, version: int) -> Iterator[Agent]:
     with Agent(
         tmp_path / "agent",

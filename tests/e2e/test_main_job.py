@@ -19,12 +19,6 @@ ROLES = "registrator,proxy,dns,status"
 
 
 @pytest.fixture
-def containers(engine: DockerEngine) -> Iterator[Containers]:
-    with Containers(engine) as started:
-        yield started
-
-
-@pytest.fixture
 def agent(tmp_path: Path, engine: DockerEngine, etcd: Etcd, version: int) -> Iterator[Agent]:
     gateway = engine.gateway
     with Agent(
@@ -141,9 +135,9 @@ def test_a_stopped_agent_withdraws_its_keys(
 ) -> None:
     containers.http("web1", "web")
     serves(agent, "web", "web1\n")
-    assert "/services/web/hosts/" in keys(etcd, version)
+    assert "/services/web/hosts/" in etcd.keys(version)
     assert agent.stop() == 0
-    assert "/services/web/hosts/" not in keys(etcd, version)
+    assert "/services/web/hosts/" not in etcd.keys(version)
     assert agent.get("/", "web.any.domain")[0] == 0, "HAProxy outlived its agent"
 
 
@@ -153,12 +147,6 @@ def instances(agent: Agent, name: str) -> list[object]:
             found: list[object] = service["instances"]
             return found
     return []
-
-
-def keys(etcd: Etcd, version: int) -> str:
-    if version == 2:
-        return etcd.ctl(2, "ls", "--recursive", "/")
-    return etcd.ctl(3, "get", "--prefix", "--keys-only", "/")
 
 
 def dig(server: str, name: str) -> str:

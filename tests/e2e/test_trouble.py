@@ -96,13 +96,6 @@ def announced(store: str, name: str, address: str) -> Iterator[None]:
         process.wait(30)
 
 
-def keys(etcd: Etcd, version: int) -> str:
-    """Every key that etcd holds."""
-    if version == 2:
-        return etcd.ctl(2, "ls", "--recursive", "/")
-    return etcd.ctl(3, "get", "--prefix", "--keys-only", "/")
-
-
 def test_a_role_without_its_ground_is_skipped_unless_it_was_named(tmp_path: Path, etcd: Etcd) -> None:
     agent = Agent(tmp_path / "agent", etcd.url(3), "--address=127.0.0.1")
     agent.arguments = [each for each in agent.arguments if not each.startswith("--roles")]
@@ -209,8 +202,8 @@ def test_a_store_that_lost_everything_withdraws_nothing_for_one_ttl(
             shutil.rmtree(etcd.directory / "data")
             etcd.start()
             agent.wait(lambda: "event=removals_held_back" in agent.log.read_text(), "the loss is seen")
-            agent.wait(lambda: "/services/web/hosts/" in keys(etcd, version), "the key is put again")
-            agent.wait(lambda: "/edges/" in keys(etcd, version), "and the edge's")
+            agent.wait(lambda: "/services/web/hosts/" in etcd.keys(version), "the key is put again")
+            agent.wait(lambda: "/edges/" in etcd.keys(version), "and the edge's")
         assert load.failures == []
 
 
@@ -219,19 +212,19 @@ def test_a_signal_ends_the_agent_with_all_that_is_its(
     tmp_path: Path, etcd: Etcd, number: signal.Signals
 ) -> None:
     with Agent(tmp_path / "agent", etcd.url(3)) as agent:
-        agent.wait(lambda: "/edges/" in keys(etcd, 3), "its edge is told of")
+        agent.wait(lambda: "/edges/" in etcd.keys(3), "its edge is told of")
         assert agent.process
         agent.process.send_signal(number)
         assert agent.process.wait(30) == 0
         assert agent.haproxy_pids() == []
-        assert "/edges/" not in keys(etcd, 3)
+        assert "/edges/" not in etcd.keys(3)
 
 
 def test_a_frozen_store_does_not_keep_a_signal_from_an_announced_command(etcd: Etcd) -> None:
     """`docker stop` kills after 10 s: the command must have been told well before."""
     words = ["announce", f"--store={etcd.url(3)}", "web", "127.0.0.1:8000", "--", "sleep", "100"]
     with subprocess.Popen([*discovery_command(), *words], stderr=subprocess.DEVNULL) as process:
-        until(lambda: "/services/web/hosts/" in keys(etcd, 3), "announced")
+        until(lambda: "/services/web/hosts/" in etcd.keys(3), "announced")
         etcd.freeze()
         process.terminate()
         try:

@@ -169,6 +169,12 @@ class Etcd:
         """What ``etcdctl`` prints, by API version 2 or 3; its failure raises AssertionError with its text."""
         return _ctl(self, version, [self], arguments)
 
+    def keys(self, version: int) -> str:
+        """Every key that it holds, one a line."""
+        if version == 2:
+            return self.ctl(2, "ls", "--recursive", "/")
+        return self.ctl(3, "get", "--prefix", "--keys-only", "/")
+
     def __enter__(self) -> Self:
         try:
             self.start()

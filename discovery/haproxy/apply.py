@@ -183,7 +183,7 @@ class HAProxy:
         self._revision = catalog.revision
         self._trouble = None
         problems = [*applied.problems, *self._certificate_problems]
-        if self._disk.checks(applied) is None:
+        if self._disk.checks(applied, self._controller.running.layout) is None:
             problems.append(UNCHECKED)
         if (loss := self._guard.problem()) is not None:
             problems.append(loss)

@@ -84,8 +84,9 @@ class Disk:
 
     def checks(self, model: Model, running: Layout | None = None) -> Checks | None:
         """How the servers of a model are checked: as they are now, while that will do."""
-        wanted = self._renderer.checks(model)
-        return running.checks if wanted and running and running.checks else wanted
+        former = running.checks if running is not None else None
+        wanted = self._renderer.checks(model, are_on=former is not None)
+        return former if wanted and former else wanted
 
     def admit(self, model: Model) -> Model:
         """See Quarantine."""
@@ -166,7 +167,7 @@ class Disk:
         numbers = None if running else numbers_of(self._generations.good().get(CONFIG, ""))
         return place(
             model,
-            self._renderer.checks(model),
+            self._renderer.checks(model, are_on=running is not None and running.checks is not None),
             spares=self.spares,
             held=held,
             before=running,

@@ -137,9 +137,14 @@ class Renderer:
         taken = servers + ports + self._machine.spare_descriptors + _OTHER_DESCRIPTORS
         return max((self._machine.descriptor_limit - taken) // 2, _LEAST_CONNECTIONS)
 
-    def checks(self, model: Model) -> Checks | None:
-        """How servers are checked; None when that would take more than half of the files HAProxy may open."""
-        has_room = model.server_count * 2 <= self._machine.descriptor_limit
+    def checks(self, model: Model, *, are_on: bool = False) -> Checks | None:
+        """How servers are checked; None when that would take more than half of the files HAProxy may open.
+
+        Checks that ``are_on`` go on up to a fifth more, or each server that comes and goes there would turn
+        them on and off.
+        """
+        room = self._machine.descriptor_limit * (0.6 if are_on else 0.5)
+        has_room = model.server_count <= room
         return Checks(CHECK_INTERVAL_MS * model.check_stretch, model.check_stretch) if has_room else None
 
     def clear(self) -> None:

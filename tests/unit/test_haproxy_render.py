@@ -143,6 +143,18 @@ def test_servers_are_not_checked_when_the_checks_would_take_too_many_files(
     assert ("default-server check " in written(render, web, of)[CONFIG]) is checked
 
 
+def test_checks_that_are_on_are_not_turned_off_by_one_server_more() -> None:
+    of = settings()
+    render = renderer(of, Machine(None, None, 40))
+    many = tuple(Instance(str(number), "10.0.0.1", number + 1) for number in range(25))
+    on = [render.checks(build(catalog(Service("web", instances=many[:n])), of)) for n in (20, 21)]
+    assert [each is not None for each in on] == [True, False]
+    still = [
+        render.checks(build(catalog(Service("web", instances=many[:n])), of), are_on=True) for n in (24, 25)
+    ]
+    assert [each is not None for each in still] == [True, False]
+
+
 def test_binds_are_found_wherever_they_are_written() -> None:
     lines = (
         "bind *:80",

@@ -116,11 +116,15 @@ def _own_cpu() -> float:
 
 
 def new(options: argparse.Namespace, directory: Path) -> Rows:
-    """New http services, and new tcp services on held ports, one after the other, then their removal."""
+    """New http services, and new tcp services on held ports, one after the other, then their removal.
+
+    Reloads are paced as in an agent: the one that makes spare backends anew waits until nobody waits for it.
+    """
     first = _free_ports(NEW_SERVICES)
     held = tuple(parse_held_ports((f"tcp:{first}-{first + NEW_SERVICES - 1}",)))
     rows: Rows = []
-    with answering(directory) as ports, Pipeline(directory, options.haproxy, held_ports=held) as pipeline:
+    paced = {"reload_interval_seconds": 2.0, "reload_spread_seconds": 0.5, "held_ports": held}
+    with answering(directory) as ports, Pipeline(directory, options.haproxy, **paced) as pipeline:
         fleet = Fleet(options.services, options.instances, ports)
         pipeline.fill(fleet.entries())
         makers: dict[str, Callable[[int], Step]] = {

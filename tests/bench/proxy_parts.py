@@ -53,7 +53,10 @@ class ReloadsOnDemand:
 
 
 class Pipeline:
-    """Watcher, follower and HAProxy role as the agent wires them, behind a memory store."""
+    """Watcher, follower and HAProxy role as the agent wires them, behind a memory store.
+
+    Every reload is made at once, unless ``more`` says otherwise.
+    """
 
     def __init__(self, directory: Path, haproxy: str, **more: Any) -> None:
         self.memory = Memory()
@@ -63,9 +66,7 @@ class Pipeline:
             directory / "state",
             haproxy,
             templates=(self.reloads.directory, TEMPLATES),
-            reload_interval_seconds=0.0,
-            reload_spread_seconds=0.0,
-            **more,
+            **{"reload_interval_seconds": 0.0, "reload_spread_seconds": 0.0, **more},
         )
         feed: Feed[Catalog] = Feed()
         self.proxy = HAProxy(self.settings, lambda: self._follower.poke())

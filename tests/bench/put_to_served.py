@@ -3,8 +3,7 @@
     python -m tests.bench.put_to_served [SERVICES…]
 
 Each change moves the one instance of one service between two backends; all other services have two. The
-wait counts from before etcdctl is started; "of it HAProxy" is what the agent logged for the check and the
-reload. CPU is the agent's with its `haproxy -c`, without the HAProxy that serves.
+wait counts from before etcdctl is started. CPU is the agent's, without the HAProxy that serves.
 """
 
 import subprocess
@@ -66,13 +65,11 @@ def measure(services: int, backends: tuple[int, int]) -> list[str]:
                 port = backends[(change + 1) % 2]
                 waits.append(change_and_wait(agent, etcd, port))
             spent = (cpu_seconds(agent.process.pid) - cpu) / CHANGES
-            reload_seconds = agent.reload_seconds()[-CHANGES:]
             reloads = agent.metric_sum("discovery_haproxy_reloads_total")
     return [
         f"{services:,}",
         milliseconds(waits, 50),
         milliseconds(waits, 99),
-        milliseconds(reload_seconds, 50),
         f"{spent * 1000:.0f}",
         f"{percentile(waits, 50) / services * 1e6:.0f}",
         f"{reloads:.0f}",
@@ -98,7 +95,6 @@ def main() -> None:
         "services",
         "p50 ms",
         "p99 ms",
-        "of it HAProxy ms",
         "CPU ms a change",
         "p50 µs a service",
         "reloads",

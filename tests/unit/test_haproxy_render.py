@@ -68,7 +68,7 @@ CASES: dict[str, tuple[ProxySettings, Machine, Catalog]] = {
         Machine(None, None, 1024),
         catalog(
             Service("web", instances=two(80), host_port=9000),
-            Service("api", instances=two(8080), options={"path": "keep"}),
+            Service("api", instances=two(8080), options={"path": "keep", "redirect": "https"}),
             Service("held", host_port=9109, options={"hosts": "api.example.com,*.example.org"}),
             Service("db", "tcp", 5432, (Instance("0", "fd00::1", 5432),)),
             Service("unreachable", "tcp", None, two(1)),

@@ -27,6 +27,7 @@ _CONNECTIONS = re.compile(r"^(\S+)/s([1-9][0-9]*) \S+ \S+ \S+ - \S+ ([0-9]+) ", 
 _PID = re.compile(r"^Pid: (\d+)$", re.MULTILINE)
 _FOUND = re.compile(r'found=(?:no|yes, .*?value="([^"]*)")')
 _OPEN = "OPEN"
+_OUR_FRONTENDS = ("edge", "port:", "held:")
 _NO_MAP = "Unknown map identifier"
 
 
@@ -146,7 +147,8 @@ class Worker:
             yield from (f"add map {name} {key} {value}" for key, value in wanted.items() if seen[key] != 1)
         paused = {each.name for each in layout.paused}
         for name, is_open in self._frontends().items():
-            if is_open is (name in paused):
+            # Those of a user's own template are as that says, which may be disabled.
+            if name.startswith(_OUR_FRONTENDS) and is_open is (name in paused):
                 yield f"{'disable' if is_open else 'enable'} frontend {name}"
 
     def _frontends(self) -> Mapping[str, bool]:

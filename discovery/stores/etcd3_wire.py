@@ -103,8 +103,10 @@ def _delete(key: str, lease: str | None) -> Body:
 def delete_txns(keys: Iterable[str], lease: str | None = None) -> Iterator[Body]:
     """Bodies of txns that delete ``keys``; with ``lease`` only those that still hang on it."""
     unique = [_delete(encode(key), lease) for key in dict.fromkeys(keys)]
-    for start in range(0, len(unique), TXN_OPERATIONS):
-        yield {"success": unique[start : start + TXN_OPERATIONS]}
+    # etcd allows a txn within a txn only as many operations as the outer one has left over.
+    most = TXN_OPERATIONS if lease is None else TXN_OPERATIONS - 1
+    for start in range(0, len(unique), most):
+        yield {"success": unique[start : start + most]}
 
 
 # ---- answers ----------------------------------------------------------------------------------------

@@ -393,6 +393,22 @@ def test_a_session_deletes_single_keys(engine: Engine, store: Store, other: Stor
     assert values(other, prefix) == {}
 
 
+def test_many_keys_are_put_and_deleted_as_one_would_be(store: Store, prefix: str) -> None:
+    """More than a server takes in one request, static and of a session."""
+    session = store.session(60)
+    for count in (127, 128, 129, 300):
+        keys = {f"{prefix}{number}": "1" for number in range(count)}
+        store.put(keys)
+        assert values(store, prefix) == keys
+        store.delete(keys)
+        assert values(store, prefix) == {}
+        session.put(keys)
+        assert values(store, prefix) == keys
+        session.delete(keys)
+        assert values(store, prefix) == {}
+    session.close()
+
+
 def test_a_session_deletes_no_key_that_was_taken_over(store: Store, other: Store, prefix: str) -> None:
     one, two = store.session(60), other.session(60)
     one.put({f"{prefix}mine": "1", f"{prefix}shared": "1", f"{prefix}made-static": "1"})

@@ -1,43 +1,42 @@
-"""Containers come and go at random while registrator and engine are killed; at rest the store is right.
+"""Containers come and go at random while registrators and engine are killed; at rest the stores are right.
 
-    python -m tests.chaos.registrator --store etcd3 --seeds 20 --containers 200 --seconds 60
+    python -m tests.chaos.registrator --seeds 20 --containers 200 --seconds 60
 
-prints a line for each seed, and ends with 1 at the first for which the store is not what Docker says.
+has a registrator for each kind of store, side by side on one engine, or for those kinds alone that --store
+names. It prints a line for each seed, and ends with 1 at the first for which a store is not what Docker says;
+that seed's directory, with the registrators' logs, is kept.
 """
 
 import argparse
 import json
 import random
-import subprocess
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import docker
 import requests
+import structlog
 
-from discovery.journal import Journal
-from discovery.registrator import Registrator
-from discovery.sources.docker import Rules
-from discovery.sources.docker_source import DockerSource
 from discovery.stores import open_store
 from discovery.stores.base import Store
-from tests.lab.cuttable import CuttableStore
+from tests.chaos.victims import ADDRESS, NODE, TTL_SECONDS, Process, Thread, Victim
 from tests.lab.dockerd import DockerEngine
 from tests.lab.etcd import Etcd
 from tests.lab.wait import until
 
 STORES = ("memory", "file", "etcd2", "etcd3")
-TTL_SECONDS = 4.0
 REST_SECONDS = 120.0
+AGAIN_SECONDS = 10.0
 ENGINE_SECONDS = 300.0
-NODE, ADDRESS = "n1", "192.0.2.7"
 
 # One dies at its stop signal, one ignores it: as process 1 it has no handler.
 COMMANDS = (
@@ -50,88 +49,24 @@ COMMANDS = (
 class Plan:
     """One run. ``workers`` do something to one of ``containers`` names at a time, for ``seconds``."""
 
-    store: str
+    stores: tuple[str, ...]
     seed: int
     containers: int
     seconds: float
     workers: int = 4
     engine_kills: int = 1
 
+    def engine_moments(self) -> list[float]:
+        """When to kill the engine, in seconds from the beginning."""
+        chance = random.Random(f"{self.seed} engine")
+        return sorted(self.seconds * chance.uniform(0.2, 0.8) for _ in range(self.engine_kills))
 
-# ---- registrators that can be killed ----------------------------------------------------------------
-
-
-class Victim(Protocol):
-    """A registrator."""
-
-    def start(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Process:
-    """A registrator as a process; kill is kill -9."""
-
-    def __init__(self, store_url: str, engine: DockerEngine, directory: Path) -> None:
-        words = [store_url, engine.url, str(TTL_SECONDS), str(directory)]
-        self._arguments = [sys.executable, "-m", "tests.lab.run_registrator", *words]
-        self._log = directory / "registrator.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._arguments, stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(30)
-            self._process = None
-
-    def stop(self) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        assert self._process.wait(60) == 0, self._log.read_text()[-3000:]
-        self._process = None
-
-
-class Thread:
-    """A registrator in this process, for a store that is in this process; killed, it is cut off from it."""
-
-    def __init__(self, store: Store, engine: DockerEngine, directory: Path) -> None:
-        self._whole = store
-        self._engine = engine
-        self._directory = directory
-        self._end: Callable[[], None] | None = None
-        self._cut: CuttableStore | None = None
-
-    def start(self) -> None:
-        self._cut = store = CuttableStore(self._whole)
-        source = DockerSource(self._engine.url, Rules(NODE, ADDRESS))
-        journal = Journal(self._directory / "journal", store.url)
-        registrator = Registrator(store, source, ttl_seconds=TTL_SECONDS, journal=journal)
-        stop = threading.Event()
-        thread = threading.Thread(target=registrator.run, args=(stop,))
-        thread.start()
-
-        def end() -> None:
-            stop.set()
-            thread.join(60)
-            assert not thread.is_alive()
-
-        self._end = end
-
-    def kill(self) -> None:
-        if self._cut is not None:
-            self._cut.cut = True
-            self.stop()
-
-    def stop(self) -> None:
-        if self._end is not None:
-            self._end()
-        self._end = self._cut = None
+    def victim_moments(self, store: str) -> Iterator[float]:
+        """When to kill the registrator of this kind of store, in seconds from the beginning."""
+        chance = random.Random(f"{self.seed} {store}")
+        moment = 0.0
+        while (moment := moment + self.seconds * chance.uniform(0.05, 0.2)) < self.seconds:
+            yield moment
 
 
 # ---- what happens to containers ---------------------------------------------------------------------
@@ -206,9 +141,38 @@ class Containers:
 # ---- one run ----------------------------------------------------------------------------------------
 
 
+@dataclass
+class Subject:
+    """A kind of store, and the registrator that fills it."""
+
+    kind: str
+    store: Store
+    victim: Victim
+    kills: int = 0
+
+    def kill(self) -> None:
+        """Kill the registrator, and start another."""
+        self.victim.kill()
+        self.kills += 1
+        self.victim.start()
+
+    def difference(self, expected: Mapping[str, str]) -> list[str]:
+        """What is wrong if these keys are expected and no others, and nothing is to be draining."""
+        found = {key: entry.value for key, entry in self.store.snapshot("/services/").entries.items()}
+        wrong = [f"missing {key}" for key in expected.keys() - found.keys()]
+        wrong += [f"left over {key}" for key in found.keys() - expected.keys()]
+        for key in expected.keys() & found.keys():
+            if "/attributes/" in key:
+                wrong += [f"draining {key}"] if json.loads(found[key]).get("draining") else []
+            elif expected[key] != found[key]:
+                wrong.append(f"{key} is {found[key]}, not {expected[key]}")
+        return [f"{self.kind}: {each}" for each in sorted(wrong)]
+
+
 @contextmanager
-def opened(kind: str, directory: Path) -> Iterator[Store]:
-    """A store of this kind, with its server if it needs one."""
+def subject(kind: str, engine: DockerEngine, directory: Path) -> Iterator[Subject]:
+    """A store of this kind, with its server if it needs one; its registrator is not yet started."""
+    directory.mkdir()
     with ExitStack() as stack:
         url = "memory:"
         if kind == "file":
@@ -216,66 +180,71 @@ def opened(kind: str, directory: Path) -> Iterator[Store]:
         elif kind != "memory":
             etcd = stack.enter_context(Etcd(directory / "etcd"))
             url = etcd.url(int(kind.removeprefix("etcd")))
-        yield stack.enter_context(closing(open_store(url)))
+        store = stack.enter_context(closing(open_store(url)))
+        in_process = kind == "memory"
+        victim: Victim = Thread(store, engine, directory) if in_process else Process(url, engine, directory)
+        try:
+            yield Subject(kind, store, victim)
+        finally:
+            with suppress(AssertionError):
+                victim.kill()
 
 
-def run(plan: Plan, engine: DockerEngine, store: Store, directory: Path) -> str:
-    """One run; what was done, in words. AssertionError when the store is not right at rest."""
-    chance = random.Random(plan.seed)
-    in_process = store.url.startswith("memory:")
-    victim: Victim = Thread(store, engine, directory) if in_process else Process(store.url, engine, directory)
-    stop = threading.Event()
-    workers = [Containers(engine, plan, number) for number in range(plan.workers)]
-    threads = [threading.Thread(target=worker.run, args=(stop,)) for worker in workers]
-    victim.start()
-    for thread in threads:
-        thread.start()
-    try:
-        kills = _trouble(plan, chance, engine, victim)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(120)
-    try:
-        began = time.monotonic()
-        until_right(engine, store)
-        rest_seconds = time.monotonic() - began
-        # And stays so when everything of former lives has expired.
+def run(plan: Plan, engine: DockerEngine, directory: Path) -> str:
+    """One run; what was done, in words. AssertionError says which stores are not right at rest."""
+    with ExitStack() as stack:
+        subjects = [stack.enter_context(subject(kind, engine, directory / kind)) for kind in plan.stores]
+        changes = chaos(plan, engine, subjects)
+        right = until_right(engine, subjects)
+        # And stay so when everything of former lives has expired.
         settled = time.monotonic() + TTL_SECONDS + 1
         until(lambda: time.monotonic() > settled, "what was left expires")
-        until_right(engine, store, seconds=5)
+        until_right(engine, subjects, AGAIN_SECONDS)
         count = sum("/hosts/" in key for key in wanted(engine))
-        victim.stop()
-        assert not store.snapshot("/services/").entries, "something is left of a registrator that withdrew"
-    finally:
-        with suppress(AssertionError):
-            victim.kill()
-    done = sum(worker.done for worker in workers)
-    return (
-        f"{done} changes, {kills} registrators killed, {count} run at rest, right after {rest_seconds:.1f} s"
-    )
+        for each in subjects:
+            each.victim.stop()
+        left = [line for each in subjects for line in each.difference({})]
+        assert not left, "\n".join(["something is left of a registrator that withdrew", *left])
+    told = [f"{each.kind} {each.kills} kills, right after {right[each.kind]:.1f} s" for each in subjects]
+    return "; ".join([f"{changes} changes, {count} run at rest", *told])
 
 
-def _trouble(plan: Plan, chance: random.Random, engine: DockerEngine, victim: Victim) -> int:
-    """Kill and start registrator and engine at random times, for as long as the plan says; both run then."""
+def chaos(plan: Plan, engine: DockerEngine, subjects: Sequence[Subject]) -> int:
+    """Everything at random for as long as the plan says; how much was done to containers.
+
+    Registrators and engine run afterwards.
+    """
+    stop = threading.Event()
+    workers = [Containers(engine, plan, number) for number in range(plan.workers)]
+
+    def kill_engine() -> None:
+        engine.kill()
+        # It cleans up after each container that it did not see die.
+        engine.start(ENGINE_SECONDS)
+
+    with ThreadPoolExecutor(len(workers) + len(subjects)) as pool:
+        end = time.monotonic() + plan.seconds
+        for each in subjects:
+            each.victim.start()
+        running = [pool.submit(worker.run, stop) for worker in workers]
+        running += [pool.submit(at, plan.victim_moments(each.kind), each.kill, stop) for each in subjects]
+        try:
+            at(plan.engine_moments(), kill_engine, stop)
+            stop.wait(max(0.0, end - time.monotonic()))
+        finally:
+            stop.set()
+    for future in running:
+        future.result()
+    return sum(worker.done for worker in workers)
+
+
+def at(moments: Iterable[float], do: Callable[[], None], stop: threading.Event) -> None:
+    """Do it at each of these moments, in seconds from now, until told to stop."""
     began = time.monotonic()
-    kills = 0
-    at = [(chance.uniform(0.2, 0.8) * plan.seconds, True) for _ in range(plan.engine_kills)]
-    moment = 0.0
-    while (moment := moment + plan.seconds * chance.uniform(0.05, 0.2)) < plan.seconds:
-        at.append((moment, False))
-    for due, is_engine in sorted(at):
-        until(lambda due=due: time.monotonic() - began >= due, "its time has come", plan.seconds + 60)  # type: ignore[misc]
-        if is_engine:
-            engine.kill()
-            # It cleans up after each container that it did not see die.
-            engine.start(ENGINE_SECONDS)
-        else:
-            victim.kill()
-            kills += 1
-            victim.start()
-    until(lambda: time.monotonic() - began >= plan.seconds, "the end", plan.seconds + 60)
-    return kills
+    for moment in moments:
+        if stop.wait(max(0.0, began + moment - time.monotonic())):
+            return
+        do()
 
 
 def wanted(engine: DockerEngine) -> dict[str, str]:
@@ -299,55 +268,60 @@ def wanted(engine: DockerEngine) -> dict[str, str]:
     return keys
 
 
-def until_right(engine: DockerEngine, store: Store, seconds: float = REST_SECONDS) -> None:
-    """Wait until the store holds what is wanted, no more and no less, and nothing is draining."""
-    expected = wanted(engine)
+def until_right(
+    engine: DockerEngine, subjects: Sequence[Subject], seconds: float = REST_SECONDS
+) -> dict[str, float]:
+    """Wait until every store holds what is wanted; after how many seconds each did, by its kind."""
+    began = time.monotonic()
+    right: dict[str, float] = {}
+    wrong: list[str] = []
 
-    def difference() -> list[str]:
-        found = {key: entry.value for key, entry in store.snapshot("/services/").entries.items()}
-        wrong = [f"missing {key}" for key in expected.keys() - found.keys()]
-        wrong += [f"left over {key}" for key in found.keys() - expected.keys()]
-        for key in expected.keys() & found.keys():
-            if "/attributes/" in key:
-                wrong += [f"draining {key}"] if json.loads(found[key]).get("draining") else []
-            elif expected[key] != found[key]:
-                wrong.append(f"{key} is {found[key]}, not {expected[key]}")
-        return sorted(wrong)
+    def all_right() -> bool:
+        # Asked each time: one that was sent a signal may be about to end.
+        expected = wanted(engine)
+        wrong.clear()
+        for each in subjects:
+            difference = each.difference(expected)
+            wrong.extend(difference)
+            if difference:
+                right.pop(each.kind, None)
+            else:
+                right.setdefault(each.kind, time.monotonic() - began)
+        return not wrong
 
-    until(lambda: not difference(), "the store is right", seconds, detail=lambda: "\n".join(difference()))
+    until(all_right, "every store is right", seconds, detail=lambda: "\n".join(wrong))
+    return right
 
 
 def main() -> int:
     """Run the seeds that the arguments name."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", choices=STORES, default="etcd3")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--store", choices=STORES, action="append", help="may be repeated; default: all")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--containers", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--engine-kills", type=int, default=1)
     arguments = parser.parse_args()
+    stores = tuple(kind for kind in STORES if kind in (arguments.store or STORES))
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        plan = Plan(
-            arguments.store,
-            seed,
-            arguments.containers,
-            arguments.seconds,
-            engine_kills=arguments.engine_kills,
-        )
         live = seed % 2 == 1
-        directory = Path(tempfile.mkdtemp(prefix=f"chaos-{plan.store}-{seed}-"))
+        plan = Plan(
+            stores, seed, arguments.containers, arguments.seconds, engine_kills=arguments.engine_kills
+        )
+        directory = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
         began = time.monotonic()
         try:
-            with opened(plan.store, directory) as store, DockerEngine(live_restore=live) as engine:
-                told = run(plan, engine, store, directory)
+            with (directory / "log").open("a") as log, DockerEngine(live_restore=live) as engine:
+                # Of the registrator in this process.
+                structlog.configure(logger_factory=structlog.WriteLoggerFactory(log))
+                told = run(plan, engine, directory)
         except AssertionError as error:
-            print(
-                f"{plan.store} seed {seed} live-restore {live}: WRONG, see {directory}\n{error}", flush=True
-            )
+            print(f"seed {seed} live-restore {live}: WRONG, see {directory}\n{error}", flush=True)
             return 1
+        shutil.rmtree(directory)
         seconds = time.monotonic() - began
-        print(f"{plan.store} seed {seed} live-restore {live}: {told}; {seconds:.0f} s in all", flush=True)
+        print(f"seed {seed} live-restore {live}: {told}; {seconds:.0f} s in all", flush=True)
     return 0
 
 

@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 REREAD_SECONDS = 0.1
 """A reading takes 0.4 ms. A container asks as soon as its network is there, and musl waits on REFUSED."""
-_MOST_KNOWN = 10_000
+_MOST_KNOWN = 20_000
 _MOST_LOGGED = 100
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -42,7 +42,7 @@ def own_networks() -> tuple[str, ...]:
 
 
 class Access:
-    """Decides by a client's address. Not thread-safe.
+    """Decides by a client's address. Not thread-safe but for looks at ``known``.
 
     ``fixed`` are the networks to answer; None stands for those that ``read`` tells, which is asked again when
     a client is not in them: the bridge may have come up since.
@@ -55,8 +55,8 @@ class Access:
         clock: Callable[[], float],
         read: Callable[[], tuple[str, ...]] = own_networks,
     ) -> None:
-        self.known: set[str] = set()
-        """Addresses that may ask, for a look without a call."""
+        self.known: set[str | bytes] = set()
+        """Addresses that may ask, as text and packed, for a look without a call."""
         self._clock = clock
         self._read = read if fixed is None else None
         self._networks = _parse(fixed if fixed is not None else read())
@@ -76,7 +76,7 @@ class Access:
         if self._contains(address):
             if len(self.known) >= _MOST_KNOWN:
                 self.known.clear()
-            self.known.add(host)
+            self.known.update((host, address.packed))
             self._refused.discard(host)
             return True
         if host not in self._refused and len(self._refused) < _MOST_LOGGED:

@@ -68,3 +68,12 @@ class Answers:
         key = data[2 : LABEL_AT + 1] + data[after:]
         self.shapes[key] = answer[2:LABEL_AT], rest, answer[after + rest :], count
         return True
+
+
+class InForce:
+    """The answers in force. Others come by one assignment, and are looked up anew for every message."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers

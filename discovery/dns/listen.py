@@ -5,13 +5,14 @@ import errno
 import socket
 
 from discovery.dns.settings import Address, DnsSettings
-from discovery.dns.udp import RECEIVE_BUFFER_BYTES
+from discovery.dns.udp import IP_PKTINFO, RECEIVE_BUFFER_BYTES
 from discovery.dns.upstreams import family_of
 from discovery.errors import ConfigError
 
 Sockets = tuple[socket.socket, ...]
 """The sockets of one address: TCP, which all processes share, then UDP, one for each process."""
 
+WILDCARDS = ("0.0.0.0", "::")
 _IP_FREEBIND = 15
 _IPV6_FREEBIND = 78
 _SO_RCVBUFFORCE = 33
@@ -40,6 +41,8 @@ def _bind_address(host: str, port: int, processes: int, sockets: contextlib.Exit
             tcp = trial.enter_context(socket.socket(family_of(host), socket.SOCK_STREAM))
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                if host in WILDCARDS:
+                    _tell_destinations(udp)
                 _bind(udp, host, port)
                 _bind(tcp, host, udp.getsockname()[1])
                 tcp.listen(_BACKLOG)
@@ -54,6 +57,8 @@ def _bind_address(host: str, port: int, processes: int, sockets: contextlib.Exit
             for _ in range(1, processes):
                 shared.append(trial.enter_context(socket.socket(family_of(host), socket.SOCK_DGRAM)))
                 shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if host in WILDCARDS:
+                    _tell_destinations(shared[-1])
                 _bind(shared[-1], host, udp.getsockname()[1])
             for each in shared:
                 _grow_receive_buffer(each)
@@ -71,6 +76,14 @@ def _bind(sock: socket.socket, host: str, port: int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     sock.setblocking(False)
     sock.bind((host, port))
+
+
+def _tell_destinations(udp: socket.socket) -> None:
+    """Have each message come with the address it was sent to; only those that come from now on do."""
+    if udp.family == socket.AF_INET6:
+        udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        udp.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
 def _grow_receive_buffer(udp: socket.socket) -> None:

@@ -1,12 +1,15 @@
-"""The DNS role: binds, and answers in one loop on one thread.
+"""The DNS role: binds, and answers.
 
-    UDP, TCP ─► access ─► the zone: an answer from the newest Catalog
-                        └► any other name: the forwarder, which asks upstream from the same loop
+    UDP: a thread for each socket ─► what was answered before (answers)
+                                   └► else, with the lock of the loop held, as below
+    TCP: the loop ─► access ─► the zone: an answer from the newest Catalog
+                             └► any other name: the forwarder, which asks upstream from the loop
 
 A new Catalog comes from another thread as one immutable Zone with an empty cache: one assignment.
 """
 
 import contextlib
+import selectors
 import socket
 import threading
 import time
@@ -19,11 +22,11 @@ import structlog
 from discovery.catalog import Catalog, Problem
 from discovery.dns import batch, wire
 from discovery.dns.access import Access, own_interfaces, own_networks
-from discovery.dns.answers import Answers
+from discovery.dns.answers import Answers, InForce
 from discovery.dns.cache import ReplyCache
 from discovery.dns.forward import Forwarder
 from discovery.dns.limit import RateLimit
-from discovery.dns.listen import Sockets, address_of, bind_all
+from discovery.dns.listen import WILDCARDS, Sockets, address_of, bind_all
 from discovery.dns.loop import Loop
 from discovery.dns.records import Zone
 from discovery.dns.resolvconf import RESOLV_CONF, ResolvConf
@@ -38,13 +41,14 @@ from discovery.dns.udp import (
 )
 from discovery.dns.upstreams import Upstreams
 from discovery.errors import ConfigError
+from discovery.workers import Workers
 
 log = structlog.get_logger(__name__)
 
 HOUSEKEEPING_SECONDS = 1.0
 _STOP_SECONDS = 0.2
-"""How often the stop event is looked at."""
-_WILDCARDS = ("0.0.0.0", "::")
+"""How often the stop event is looked at, and what the UDP threads have had forwarded: tries last longer."""
+_END_SECONDS = 5.0
 
 
 class DnsServer:
@@ -70,7 +74,7 @@ class DnsServer:
         """What is bound, once started."""
         self._settings = settings
         self._clock = clock
-        self._answers = Answers(settings, Zone(settings, None))
+        self._in_force = InForce(Answers(settings, Zone(settings, None)))
         self._access = Access(settings.networks, clock=clock, read=read_networks)
         rate = settings.queries_per_second
         self._limit = None if rate is None else RateLimit(rate, clock=clock)
@@ -87,6 +91,7 @@ class DnsServer:
         self._forwarder = Forwarder(self._loop.selector, self._upstreams, cache, clock=clock)
         self._sockets = contextlib.ExitStack()
         self._tcp: list[TcpEndpoint] = []
+        self._udp: list[UdpEndpoint] = []
 
     def start(self) -> None:
         """Bind every address, for UDP and TCP. Raises ConfigError, with nothing left bound."""
@@ -103,11 +108,11 @@ class DnsServer:
         bound = list(bound)
         self.addresses = tuple(address_of(each) for each in bound)
         # With a limit every message is looked at, answered before or not.
-        clients = self._access.known if self._limit is None else frozenset[str]()
+        clients = self._access.known if self._limit is None else frozenset[str | bytes]()
         for (tcp, udp), (host, _) in zip(bound, self.addresses, strict=True):
             kind = _endpoint_kind(host)
             handle = partial(self._handle, False)
-            kind(udp, clients, self.stats, self._in_force, handle).register(self._loop)
+            self._udp.append(kind(udp, clients, self.stats, self._in_force, handle, self._loop.lock))
             handle = partial(self._handle, True)
             self._tcp.append(
                 TcpEndpoint(tcp, self._loop.selector, handle, self._access.allows, clock=self._clock)
@@ -116,7 +121,7 @@ class DnsServer:
 
     def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
         """Call this from the loop whenever the socket has something to read."""
-        self._loop.read_at_once(sock, call)
+        self._loop.selector.register(sock, selectors.EVENT_READ, lambda _events: call())
 
     def counts(self) -> Counts:
         """Everything counted so far."""
@@ -124,25 +129,38 @@ class DnsServer:
 
     def apply(self, catalog: Catalog) -> tuple[Problem, ...]:
         """Answer by this catalog from the next query on. From any one thread."""
-        zone = self._answers.zone
+        zone = self._in_force.answers.zone
         if not zone.is_known or zone.services is not catalog.services:
             zone = Zone(self._settings, catalog.services, catalog.revision)
-            self._answers = Answers(self._settings, zone)
+            self._in_force.answers = Answers(self._settings, zone)
         return ()
 
     def run(self, stop: threading.Event) -> None:
         """Serve until ``stop``."""
+        workers = Workers(on_failure=stop.set)
+        for (host, port), endpoint in zip(self.addresses, self._udp, strict=True):
+            workers.start(f"dns {host}#{port}", endpoint.serve)
+        try:
+            self._run_loop(stop)
+        finally:
+            workers.stop(_END_SECONDS)
+        if workers.failure is not None:
+            raise workers.failure
+
+    def _run_loop(self, stop: threading.Event) -> None:
         housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
         while not stop.is_set():
-            due = min(self._forwarder.next_due or housekeeping_at, self._clock() + _STOP_SECONDS)
-            self._loop.run(due, self._clock)
-            self._forwarder.expire()
-            if self._clock() >= housekeeping_at:
-                housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
-                self._upstreams.refresh()
-                self._on_second()
-                for endpoint in self._tcp:
-                    endpoint.expire()
+            now = self._clock()
+            due = min(self._forwarder.next_due or housekeeping_at, now + _STOP_SECONDS)
+            self._loop.run_once(due - now)
+            with self._loop.lock:
+                self._forwarder.expire()
+                if self._clock() >= housekeeping_at:
+                    housekeeping_at = self._clock() + HOUSEKEEPING_SECONDS
+                    self._upstreams.refresh()
+                    self._on_second()
+                    for endpoint in self._tcp:
+                        endpoint.expire()
 
     def close(self) -> None:
         """Free every socket; after ``run`` has returned."""
@@ -152,10 +170,10 @@ class DnsServer:
         self._sockets.close()
         self._loop.close()
 
-    # -- one message
+    # -- one message, with the loop's lock held
 
     def _handle(self, stream: bool, data: bytes, client: str, send: Send) -> bool:
-        answers = self._answers
+        answers = self._in_force.answers
         if client not in self._access.known and not self._access.allows(client):
             return self._send(refuse(data), "refused", send) is not None
         if self._limit is not None and not self._limit.takes(client):
@@ -174,14 +192,12 @@ class DnsServer:
             self.stats.dropped += 1
             return False
         began = self._clock()
-        # What is due next may now be sooner than the loop knows.
-        self._loop.interrupt()
         self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send, began))
         return True
 
     def _answer(self, reply: Reply, send: Send, began: float) -> None:
         self._send(reply, "forwarded", send)
-        self.stats.took("forwarded", self._clock() - began)
+        self.stats.forwarded.add(self._clock() - began)
 
     def _send(self, reply: Reply | None, origin: Origin, send: Send) -> Cell | None:
         """Count and send; the count, or None where silence is the answer."""
@@ -192,9 +208,6 @@ class DnsServer:
         count[0] += 1
         send(reply.message)
         return count
-
-    def _in_force(self) -> Answers:
-        return self._answers
 
     def _is_own(self, address: Address) -> bool:
         return _is_one_of(address, self.addresses)
@@ -211,12 +224,12 @@ def _is_one_of(address: Address, bound: tuple[Address, ...]) -> bool:
     if address in bound:
         return True
     host, port = address
-    if not any(own in _WILDCARDS and own_port == port for own, own_port in bound):
+    if not any(own in WILDCARDS and own_port == port for own, own_port in bound):
         return False
     return any(str(interface.ip) == host for interface in own_interfaces())
 
 
 def _endpoint_kind(host: str) -> type[UdpEndpoint]:
-    if host in _WILDCARDS:
+    if host in WILDCARDS:
         return WildcardUdpEndpoint
     return BatchUdpEndpoint if batch.is_available() else UdpEndpoint

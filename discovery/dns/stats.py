@@ -26,7 +26,9 @@ class Outcome(NamedTuple):
 LATENCY_SECONDS = tuple(2**exponent / 1e6 for exponent in range(4, 22))
 """Upper bounds of the histogram's classes, 16 µs to 2.1 s; one more class has no bound."""
 _CLASSES = len(LATENCY_SECONDS) + 1
-_LEAST_BITS = 4
+PER_SECOND = 1 / LATENCY_SECONDS[0]
+"""A time in units of the least bound has as many bits as its class has classes below it."""
+_MOST_BITS = 64
 
 _K = TypeVar("_K")
 _N = TypeVar("_N", int, float)
@@ -113,14 +115,41 @@ class Counts(NamedTuple):
         return self._replace(forwarding=self.forwarding.ended())
 
 
+class Latency:
+    """How long answers took, from when their messages were taken up."""
+
+    __slots__ = ("classes", "seconds")
+
+    def __init__(self) -> None:
+        self.classes = [0] * _MOST_BITS
+        """How many by ``int(seconds * PER_SECOND).bit_length()``."""
+        self.seconds = 0.0
+        """All together."""
+
+    def add(self, seconds: float, answers: int = 1) -> None:
+        """So many answers took so long each."""
+        self.classes[int(seconds * PER_SECOND).bit_length()] += answers
+        self.seconds += seconds * answers
+
+    def folded(self) -> tuple[int, ...]:
+        """The numbers of LATENCY_SECONDS, and what took longer."""
+        bounded = _CLASSES - 1
+        return (*self.classes[:bounded], sum(self.classes[bounded:]))
+
+
 class Stats:
-    """Written by the one thread that serves, read by any."""
+    """Written by the threads that serve, read by any.
+
+    No addition here makes a call between reading a number and writing it, so that none is lost.
+    """
 
     def __init__(self) -> None:
         self._cells: dict[Outcome, Cell] = {}
         self._found: dict[tuple[int, int, Origin], Cell] = {}
-        self._latency: dict[Origin, Cell] = {}
-        self._latency_seconds: dict[Origin, float] = {}
+        self.local = Latency()
+        """Of answers from a zone; the hot path adds to it by itself."""
+        self.forwarded = Latency()
+        """Of answers from an upstream, or kept from one."""
         self.dropped = 0
         """Messages met with silence: responses, and less than a header."""
         self.unsent = 0
@@ -137,21 +166,11 @@ class Stats:
                 self._found[qtype, rcode, origin] = cell
         return cell
 
-    def took(self, origin: Origin, seconds: float, answers: int = 1) -> None:
-        """So many answers took so long, from when they were taken up."""
-        classes = self._latency.get(origin)
-        if classes is None:
-            classes = self._latency.setdefault(origin, [0] * _CLASSES)
-            self._latency_seconds[origin] = 0.0
-        # One shift for the least bound, then one class for each doubling.
-        found = (int(seconds * 1e6) >> _LEAST_BITS).bit_length()
-        classes[found if found < _CLASSES else _CLASSES - 1] += answers
-        self._latency_seconds[origin] += seconds * answers
-
     def counts(self) -> Counts:
         """Everything so far, as values that no longer change."""
-        latency = {origin: tuple(classes) for origin, classes in list(self._latency.items())}
-        seconds = dict(self._latency_seconds)
+        each: dict[Origin, Latency] = {"local": self.local, "forwarded": self.forwarded}
+        latency = {origin: of.folded() for origin, of in each.items() if any(of.classes)}
+        seconds = {origin: each[origin].seconds for origin in latency}
         return Counts(self.snapshot(), latency, seconds, self.dropped, self.unsent, self.limited)
 
     def snapshot(self) -> Mapping[Outcome, int]:

@@ -1,68 +1,77 @@
 """Questions over UDP: the hot path.
 
 Most questions have been asked before, in the very same bytes but for the id, and so need no parsing. They
-are taken and answered many at a time where libc lets us (batch), else one by one.
+are taken and answered many at a time where libc lets us (batch), else one by one. Each socket has a thread
+of its own that waits in the receiving call itself: to ask first whether there is something to receive costs
+as much again.
 """
 
 import socket
+import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from struct import Struct
 
-from discovery.dns.answers import LABEL_AT, MOST_ANSWERS, Answers
+from discovery.dns.answers import LABEL_AT, MOST_ANSWERS, Answers, InForce
 from discovery.dns.batch import STARTS, Batch, Client
-from discovery.dns.loop import Loop
 from discovery.dns.respond import Handle
-from discovery.dns.stats import Stats
+from discovery.dns.stats import PER_SECOND, Stats
 
 RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst waits here while something else runs; below 1 MiB bursts are lost."""
-_FEW = 1
-_SINGLY = 16
-"""After a batch of a few, so many messages are taken one by one."""
-_BATCH = 64
+_AT_ONCE_SECONDS = 10e-6
+"""A message that is there so soon after the last was answered has waited for that, and others with it."""
+_WAIT_SECONDS = 0.2
+"""How long one receiving call waits at most; no later than after twice this the stop event is looked at."""
+_TIMEVAL = Struct("@ll")
 _DATAGRAM_BYTES = 4096
-_IP_PKTINFO = 8
+IP_PKTINFO = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(Struct("20s").size)
 
 
 class UdpEndpoint:
-    """One bound UDP socket. ``answers`` gives those in force; what they lack goes to ``handle``.
+    """One bound UDP socket, and the thread that serves it.
 
-    ``clients`` are addresses that may ask, known without asking ``handle``.
+    What the answers in force lack goes to ``handle``, with ``lock`` held, as whoever sends a reply later must
+    hold it. ``clients`` are addresses that may ask, as text and packed, known without asking ``handle``.
     """
 
     def __init__(
         self,
         udp: socket.socket,
-        clients: Container[str],
+        clients: AbstractSet[str | bytes],
         stats: Stats,
-        answers: Callable[[], Answers],
+        in_force: InForce,
         handle: Handle,
+        lock: threading.Lock,
     ) -> None:
         self._socket = udp
         self._clients = clients
         self._stats = stats
-        self._answers = answers
+        self._in_force = in_force
         self._handle = handle
+        self._lock = lock
 
-    def register(self, loop: Loop) -> None:
-        """Have the loop call us."""
-        loop.read_at_once(self._socket, self._drain)
+    def serve(self, stop: threading.Event) -> None:
+        """Answer until ``stop``."""
+        self._socket.setblocking(True)
+        wait = _TIMEVAL.pack(0, int(_WAIT_SECONDS * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
+        while not stop.is_set():
+            self._take()
 
-    def _drain(self) -> None:
-        """Answer one message; the loop calls again if there is another."""
+    def _take(self) -> None:
+        """Answer some messages, for no longer than a moment; wait as long if there is none."""
         try:
             data, client = self._socket.recvfrom(_DATAGRAM_BYTES)
         except OSError:
             return
         began = time.monotonic()
         # Looked up anew for every message: it may have been sent because a new catalog is in force.
-        hit = self._answers().whole.get(data[2:])
+        hit = self._in_force.answers.whole.get(data[2:])
         if hit is None or client[0] not in self._clients:
-            prompt = _Prompt(self._send, client)
-            self._handle(data, client[0], prompt.send)
-            reply = prompt.end()
+            reply = self._ask(data, client)
             if reply is None:
                 return
         else:
@@ -70,11 +79,18 @@ class UdpEndpoint:
             count[0] += 1
             reply = data[:2] + answer
         self._send(reply, client)
-        self._stats.took("local", time.monotonic() - began)
+        self._stats.local.add(time.monotonic() - began)
+
+    def _ask(self, data: bytes, client: Client) -> bytes | None:
+        """Have a message handled; the reply, None if there is none yet."""
+        prompt = _Prompt(self._send, client)
+        with self._lock:
+            self._handle(data, client[0], prompt.send)
+            return prompt.end()
 
     def _send(self, reply: bytes, client: Client) -> None:
         try:
-            self._socket.sendto(reply, client)
+            self._socket.sendto(reply, socket.MSG_DONTWAIT, client)
         except OSError:
             # The client is gone, has port 0, or the buffer is full; it will ask again.
             self._stats.unsent += 1
@@ -83,34 +99,73 @@ class UdpEndpoint:
 class BatchUdpEndpoint(UdpEndpoint):
     """A socket read and written many datagrams at a time."""
 
-    def register(self, loop: Loop) -> None:
-        """Have the loop call us."""
+    def serve(self, stop: threading.Event) -> None:
+        """Answer until ``stop``."""
         self._batch = Batch(self._socket)
-        self._singly = 0
-        super().register(loop)
+        self._is_busy = False
+        super().serve(stop)
 
-    def _drain(self) -> None:
-        # For a message that waits alone a batch costs more; now and then look whether it still does.
-        if self._singly:
-            self._singly -= 1
-            super()._drain()
-            return
+    def _take(self) -> None:
+        # For a message that comes alone a batch costs more.
+        if self._is_busy:
+            sizes = self._batch.receive()
+            self._is_busy = len(sizes) > 1
+            if sizes:
+                self._answer(sizes)
+        else:
+            self._is_busy = self._take_singly()
+
+    def _take_singly(self) -> bool:
+        """Answer some messages one by one; return at once, and true, when two in turn have had to wait.
+
+        Where the next message comes only after the caches have gone cold, every line and every call costs,
+        which is why this calls none of its own that it need not.
+        """
+        batch, in_force, clients, clock = self._batch, self._in_force, self._clients, time.monotonic
+        data, names, host = batch.data, batch.names, batch.hosts[0]
+        receive, send, reply_bytes = batch.receive_one, batch.send_one, batch.reply_bytes
+        classes = self._stats.local.classes
+        ended, all_seconds, had_waited, has_waited = 0.0, 0.0, False, False
+        leave_at = clock() + _WAIT_SECONDS
+        while ended < leave_at and not (has_waited and had_waited):
+            size = receive()
+            if size < 0:
+                break
+            began = clock()
+            hit = in_force.answers.whole.get(data[2:size])
+            if hit is None or names[host] not in clients:
+                end = self._miss(0, size)
+            else:
+                answer, count = hit
+                count[0] += 1
+                end = 2 + len(answer)
+                data[2:end] = answer
+            if end:
+                reply_bytes.value = end
+                if send() < 0:
+                    self._stats.unsent += 1
+            had_waited, has_waited = has_waited, began - ended < _AT_ONCE_SECONDS
+            ended = clock()
+            if end:
+                seconds = ended - began
+                classes[int(seconds * PER_SECOND).bit_length()] += 1
+                all_seconds += seconds
+        self._stats.local.seconds += all_seconds
+        return has_waited and had_waited
+
+    def _answer(self, sizes: list[int]) -> None:
+        """Answer the batch of messages of these sizes."""
         batch = self._batch
-        sizes = batch.receive()
-        if len(sizes) <= _FEW:
-            self._singly = _SINGLY
-            if not sizes:
-                return
         began = time.monotonic()
         # Looked up only now: a message may have been sent because a new catalog is in force.
-        answers = self._answers()
+        answers = self._in_force.answers
         data, whole = batch.data, answers.whole
-        hits = [whole.get(data[begin + 2 : begin + size]) for begin, size in zip(STARTS, sizes, strict=False)]
-        if not all(self._may_ask(packed) for packed in batch.hosts(len(sizes))):
+        if not batch.clients(len(sizes)) <= self._clients:
             self._reply([self._miss(index, size) for index, size in enumerate(sizes)], began)
             return
         replies: list[int] = []
-        for begin, size, hit in zip(STARTS, sizes, hits, strict=False):
+        for begin, size in zip(STARTS, sizes, strict=False):
+            hit = whole.get(data[begin + 2 : begin + size])
             if hit is None:
                 known = self._by_shape(answers, begin, begin + size)
                 replies.append(known or self._miss(len(replies), size))
@@ -143,19 +198,14 @@ class BatchUdpEndpoint(UdpEndpoint):
         return end - begin
 
     def _reply(self, sizes: list[int], began: float) -> None:
-        self._stats.unsent += self._batch.reply(sizes)
-        self._stats.took("local", time.monotonic() - began, len(sizes) - sizes.count(0))
-
-    def _may_ask(self, packed: bytes) -> bool:
-        return socket.inet_ntop(self._socket.family, packed) in self._clients
+        unsent = self._batch.reply(sizes)
+        self._stats.unsent += unsent
+        self._stats.local.add(time.monotonic() - began, len(sizes) - sizes.count(0))
 
     def _miss(self, index: int, size: int) -> int:
         """Have a message handled; the size of the reply, in its place, or 0 if there is none yet."""
         batch, begin = self._batch, STARTS[index]
-        client = batch.client(index)
-        prompt = _Prompt(self._send, client)
-        self._handle(batch.data[begin : begin + size], client[0], prompt.send)
-        reply = prompt.end()
+        reply = self._ask(batch.data[begin : begin + size], batch.client(index))
         if reply is None:
             return 0
         batch.data[begin : begin + len(reply)] = reply
@@ -188,27 +238,19 @@ class _Prompt:
 class WildcardUdpEndpoint(UdpEndpoint):
     """A socket bound to every address: a reply leaves from the address that was asked, or nobody takes it."""
 
-    def register(self, loop: Loop) -> None:
-        """Have the loop call us."""
-        if self._socket.family == socket.AF_INET6:
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        super().register(loop)
+    def _take(self) -> None:
+        try:
+            data, ancillary, _flags, client = self._socket.recvmsg(_DATAGRAM_BYTES, _ANCILLARY_BYTES)
+        except OSError:
+            return
+        reply_from = [each for each in ancillary if each[1] in (IP_PKTINFO, socket.IPV6_PKTINFO)]
 
-    def _drain(self) -> None:
-        for _ in range(_BATCH):
+        def send(reply: bytes) -> None:
             try:
-                data, ancillary, _flags, client = self._socket.recvmsg(_DATAGRAM_BYTES, _ANCILLARY_BYTES)
+                # As received it names the interface and our address there, which is what sending wants.
+                self._socket.sendmsg([reply], reply_from, socket.MSG_DONTWAIT, client)
             except OSError:
-                return
-            reply_from = [each for each in ancillary if each[1] in (_IP_PKTINFO, socket.IPV6_PKTINFO)]
+                self._stats.unsent += 1
 
-            def send(reply: bytes, client=client, reply_from=reply_from) -> None:  # type: ignore[no-untyped-def]
-                try:
-                    # As received it names the interface and our address there, which is what sending wants.
-                    self._socket.sendmsg([reply], reply_from, 0, client)
-                except OSError:
-                    self._stats.unsent += 1
-
+        with self._lock:
             self._handle(data, client[0], send)

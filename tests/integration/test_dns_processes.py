@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,14 +24,18 @@ SETTINGS = DnsSettings((("127.0.0.1", 0),), (EDGE,), upstreams=())
 
 AGENT = """
 import threading
+from discovery.catalog import Catalog, Service
 from discovery.dns.processes import DnsProcesses
 from discovery.dns.settings import DnsSettings
 
 settings = DnsSettings((("127.0.0.1", 0),), ("10.0.0.1",), upstreams=())
 processes = DnsProcesses(settings, processes=2)
 processes.start()
-print("pids", *processes.pids, flush=True)
-processes.run(threading.Event())
+run = threading.Thread(target=processes.run, args=(threading.Event(),))
+run.start()
+processes.apply(Catalog(1, {"web": Service("web")}))
+print("port", processes.addresses[0][1], "pids", *processes.pids, flush=True)
+run.join()
 """
 
 
@@ -67,6 +72,8 @@ def test_a_process_that_dies_is_replaced_and_nobody_is_denied_meanwhile(processe
     assert rcode(query(address, "web.local")) == "NOERROR"
     for pid in before:
         os.kill(pid, signal.SIGKILL)
+    # What comes in the very moment of its death may be taken along.
+    eventually(lambda: not any(map(_runs, before)))
     for _ in range(8):
         # It waits in the socket until somebody answers.
         assert rcode(query(address, "web.local", timeout_seconds=60)) == "NOERROR"
@@ -114,19 +121,39 @@ def test_a_port_in_use_is_an_error_of_the_agent(kind: socket.SocketKind, count: 
         assert processes.pids == ()
 
 
-def test_no_process_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
+@contextmanager
+def an_agent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, list[int]]]:
+    """A program that answers in two processes, its port and theirs."""
     script = tmp_path / "agent.py"
     script.write_text(AGENT)
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as agent:
         try:
             assert agent.stdout
-            line = next(line for line in agent.stdout if line.startswith("pids"))
-            pids = [int(word) for word in line.split()[1:]]
+            words = next(line for line in agent.stdout if line.startswith("port")).split()
+            pids = [int(word) for word in words[3:]]
             assert len(pids) == 2
             assert all(map(_runs, pids))
+            yield agent, int(words[1]), pids
         finally:
             agent.kill()
+
+
+def test_no_process_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
+    with an_agent(tmp_path) as (_agent, _port, pids):
+        pass
     eventually(lambda: not any(map(_runs, pids)))
+
+
+def test_an_agent_that_does_nothing_more_stops_no_answer(tmp_path: Path) -> None:
+    """The utmost of what a busy one could do to them."""
+    with an_agent(tmp_path) as (agent, port, _pids):
+        assert rcode(query(("127.0.0.1", port), "web.local")) == "NOERROR"
+        agent.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(500):
+                assert rcode(query(("127.0.0.1", port), "web.local")) == "NOERROR"
+        finally:
+            agent.send_signal(signal.SIGCONT)
 
 
 def _runs(pid: int) -> bool:

@@ -273,3 +273,33 @@ def test_instances_that_share_nothing_with_the_old_catalog_are_answered(
     moved = Service("web", instances=(Instance("a", "10.9.9.9", 1),))
     server.apply(Catalog(2, {"web": moved}))
     assert str(query(address, "_web._tcp.local", "SRV").ar[0].rdata) == "10.9.9.9"
+
+
+def test_a_thread_that_meets_a_bug_ends_the_role_with_it() -> None:
+    """The process is then started afresh; deaf, it would not be."""
+    calls: list[int] = []
+
+    def read_networks() -> tuple[str, ...]:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("a bug")
+        return ("10.0.0.0/8",)
+
+    server = DnsServer(SETTINGS, read_networks=read_networks)
+    server.start()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run(threading.Event())
+        except RuntimeError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        while thread.is_alive():
+            client.sendto(b"0" * 20, server.addresses[0])
+            thread.join(0.05)
+    server.close()
+    assert [str(failure) for failure in failures] == ["a bug"]

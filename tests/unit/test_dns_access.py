@@ -1,4 +1,5 @@
 import ipaddress
+import socket
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,14 @@ def test_fixed_networks_are_all() -> None:
     assert access.allows("fd00::1")
     assert not access.allows("127.0.0.1")
     assert not access.allows("fd00:0:0:1::1")
-    assert access.known == {"10.1.2.3", "fd00::1"}
+    packed = {socket.inet_aton("10.1.2.3"), socket.inet_pton(socket.AF_INET6, "fd00::1")}
+    assert access.known == {"10.1.2.3", "fd00::1"} | packed
 
 
 def test_link_local_clients_are_known_with_their_interface() -> None:
     access = Access(("fe80::/64",), clock=lambda: 0.0)
     assert access.allows("fe80::1%eth0")
-    assert "fe80::1%eth0" in access.known
+    assert access.known == {"fe80::1%eth0", socket.inet_pton(socket.AF_INET6, "fe80::1")}
 
 
 def test_strangers_make_it_look_again_but_at_most_ten_times_a_second() -> None:

@@ -426,8 +426,8 @@ def test_what_dns_counts_is_summed_over_processes() -> None:
         stats = Stats()
         stats.cell(1, 0, "local")[0] += 3
         stats.cell(28, 3, "forwarded")[0] += 1
-        stats.took("local", 40e-6, answers=3)
-        stats.took("forwarded", 100.0)
+        stats.local.add(40e-6, answers=3)
+        stats.forwarded.add(100.0)
         stats.limited += 2
         upstreams = {"192.0.2.1#53": UpstreamCounts(is_up, 5, 4)}
         return stats.counts()._replace(forwarding=ForwardCounts(1, 2, 3, 4, upstreams))

@@ -25,9 +25,12 @@ import dnslib
 
 from discovery.catalog import Catalog, Instance, Service
 from discovery.dns.processes import DnsProcesses
+from discovery.dns.server import DnsServer
 from discovery.dns.settings import Address, DnsSettings
+from discovery.haproxy.preview import render_files
 from tests.bench.figures import machine, percentile, print_table
 from tests.lab.dns import EDGE, eventually, free_port, query, rcode, serving
+from tests.lab.haproxy import settings
 from tests.lab.need import need
 
 SETTINGS = DnsSettings((("127.0.0.1", 0),), (EDGE,), upstreams=())
@@ -126,7 +129,8 @@ def compare(
 
 def _ratios(one: Run, other: Run) -> Run:
     p99 = one.p99_seconds / other.p99_seconds if other.p99_seconds else 0.0
-    return Run(one.per_second / other.per_second, one.lost, p99, one.cpu_seconds / other.cpu_seconds)
+    cpu = one.cpu_seconds / other.cpu_seconds if other.cpu_seconds else 0.0
+    return Run(one.per_second / other.per_second, one.lost, p99, cpu)
 
 
 def _median(runs: Sequence[Run]) -> Run:
@@ -298,6 +302,52 @@ def one_changes(arguments: argparse.Namespace, names: Path) -> list[list[str]]:
     ]
 
 
+def isolated(arguments: argparse.Namespace, names: Path) -> list[list[str]]:
+    """What a renderer that never pauses, in the agent, does to answers; beside it, what it would do in one
+    process with them.
+    """
+    rows = []
+    for server, where, wanted in (
+        (DnsProcesses(SETTINGS), "in a process of its own", "as idle"),
+        (DnsServer(SETTINGS), "in the agent itself, to compare", ""),
+    ):
+        with serving(server, _catalog(1000)):
+            pids = server.pids if isinstance(server, DnsProcesses) else ()
+            side = Side(server.addresses[0], pids)
+            pairs = []
+            for _ in range(arguments.pairs):
+                paces = ("-Q", "1000", "-v")
+                idle = side.run(names, arguments.seconds, "0,1", *paces)
+                with rendering():
+                    busy = side.run(names, arguments.seconds, "0,1", *paces)
+                pairs.append((busy, idle))
+        busy, idle = _median([busy for busy, _ in pairs]), _median([idle for _, idle in pairs])
+        ratio = _median([_ratios(busy, idle) for busy, idle in pairs]).p99_seconds
+        figures = f"{busy.p99_seconds * 1e6:.0f}", f"{idle.p99_seconds * 1e6:.0f} idle", f"{ratio:.2f} times"
+        rows.append([f"p99 µs while the agent renders, {where}", wanted, *figures])
+    return rows
+
+
+@contextlib.contextmanager
+def rendering() -> Iterator[None]:
+    """HAProxy's files for 10,000 services, rendered again and again on a thread of this process."""
+    catalog, stop = _catalog(10_000), threading.Event()
+    with tempfile.TemporaryDirectory() as directory:
+        wanted = settings(Path(directory), need("haproxy"))
+
+        def render() -> None:
+            while not stop.is_set():
+                render_files(wanted, catalog)
+
+        thread = threading.Thread(target=render)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
 PARTS: dict[str, tuple[Callable[[argparse.Namespace, Path], list[list[str]]], int]] = {
     "saturated": (saturated, 1000),
     "two": (two_processes, 1000),
@@ -305,6 +355,7 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace, Path], list[list[str]]], in
     "uncached": (uncached, 300_000),
     "dead": (dead_upstream, 1000),
     "change": (one_changes, 1000),
+    "isolated": (isolated, 1000),
 }
 
 

@@ -271,7 +271,10 @@ def wanted(engine: DockerEngine) -> dict[str, str]:
 def until_right(
     engine: DockerEngine, subjects: Sequence[Subject], seconds: float = REST_SECONDS
 ) -> dict[str, float]:
-    """Wait until every store holds what is wanted; after how many seconds each did, by its kind."""
+    """Wait until every store holds what is wanted; after how many seconds each was seen to, by its kind.
+
+    That is at most so late: a busy engine takes seconds itself to say what is wanted.
+    """
     began = time.monotonic()
     right: dict[str, float] = {}
     wrong: list[str] = []

@@ -12,7 +12,8 @@ run on meanwhile, and the edges' own checks take out those that do not. Then the
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -267,7 +268,8 @@ class Registrator:
         contested = {key for address in difference.taken for key in instance_at(address)}
         self._namesakes.look(self._mirror, lambda key: key in contested or self._may_be_ours(key))
         self._contests.wait_for(difference.taken, difference.rivals)
-        restores, ceded = self._contests.restore(difference.restores, self._others(difference.restores))
+        others = {key: there for key in difference.restores if (there := self._there(key)) is not None}
+        restores, ceded = self._contests.restore(difference.restores, others)
         puts = {**difference.puts, **restores}
         if held is not None:
             left = {*difference.deletes, *difference.cedes, *ceded}
@@ -362,10 +364,6 @@ class Registrator:
     def _has_heard_since(self, at: float) -> bool:
         return self._mirror.heard_at - at > SETTLE_SECONDS
 
-    def _others(self, keys: Iterable[str]) -> dict[str, str]:
-        """What others put at these keys of ours."""
-        return {key: there for key in keys if (there := self._there(key)) is not None}
-
     def _there(self, key: str) -> str | None:
         service, rest = split_key(key)
         return self._mirror.seen(service).get(rest)
@@ -385,9 +383,10 @@ class Registrator:
             return
         for last in (False, True):
             try:
-                # First, for a store without transactions would show them without their attributes: no longer
-                # draining, for an instant.
-                held.session.delete(key for key in held.values if is_instance(split_key(key)[1]))
+                # First, or a store without transactions shows them no longer draining for an instant.
+                # Refused, they go with the session all the same.
+                with suppress(StoreRefused):
+                    held.session.delete(key for key in held.values if is_instance(split_key(key)[1]))
                 held.session.close()
             except SessionLost:
                 return

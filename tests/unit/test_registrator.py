@@ -446,6 +446,15 @@ def test_a_round_whose_puts_are_all_refused_still_withdraws(scene: Scene) -> Non
         scene.until_keys(lambda keys: not keys, "withdrawn")
 
 
+def test_it_withdraws_at_its_end_what_the_store_will_not_delete(scene: Scene) -> None:
+    """With the session go its keys, whatever becomes of the deletion that spares others a glimpse."""
+    store = CuttableStore(scene.store)
+    with scene.running(StubSource(web()), store, LONG_SECONDS):
+        scene.until_keys(lambda keys: SCHEME in keys, "registered")
+        store.refused = frozenset({"web"})
+    assert not scene.keys()
+
+
 def test_a_store_that_refuses_all_is_tried_again_seldom(scene: Scene) -> None:
     store = CuttableStore(scene.store)
     source = StubSource(web())

@@ -22,6 +22,8 @@ RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 """A burst waits here while something else runs; below 1 MiB bursts are lost."""
 _AT_ONCE_SECONDS = 10e-6
 """A message that is there so soon after the last was answered has waited for that, and others with it."""
+_BURST = 4
+"""After so many in turn that have waited they are taken by batches; a few are answered sooner singly."""
 _WAIT_SECONDS = 0.2
 """How long one receiving call waits at most; no later than after twice this the stop event is looked at."""
 _TIMEVAL = Struct("@ll")
@@ -116,7 +118,7 @@ class BatchUdpEndpoint(UdpEndpoint):
             self._is_busy = self._take_singly()
 
     def _take_singly(self) -> bool:
-        """Answer some messages one by one; return at once, and true, when two in turn have had to wait.
+        """Answer some messages one by one; return at once, and true, when a few in turn have had to wait.
 
         Where the next message comes only after the caches have gone cold, every line and every call costs,
         which is why this calls none of its own that it need not.
@@ -125,9 +127,9 @@ class BatchUdpEndpoint(UdpEndpoint):
         data, names, host = batch.data, batch.names, batch.hosts[0]
         receive, send, reply_bytes = batch.receive_one, batch.send_one, batch.reply_bytes
         classes = self._stats.local.classes
-        ended, all_seconds, had_waited, has_waited = 0.0, 0.0, False, False
+        ended, all_seconds, waited = 0.0, 0.0, 0
         leave_at = clock() + _WAIT_SECONDS
-        while ended < leave_at and not (has_waited and had_waited):
+        while ended < leave_at and waited < _BURST:
             size = receive()
             if size < 0:
                 break
@@ -144,14 +146,14 @@ class BatchUdpEndpoint(UdpEndpoint):
                 reply_bytes.value = end
                 if send() < 0:
                     self._stats.unsent += 1
-            had_waited, has_waited = has_waited, began - ended < _AT_ONCE_SECONDS
+            waited = waited + 1 if began - ended < _AT_ONCE_SECONDS else 0
             ended = clock()
             if end:
                 seconds = ended - began
                 classes[int(seconds * PER_SECOND).bit_length()] += 1
                 all_seconds += seconds
         self._stats.local.seconds += all_seconds
-        return has_waited and had_waited
+        return waited == _BURST
 
     def _answer(self, sizes: list[int]) -> None:
         """Answer the batch of messages of these sizes."""

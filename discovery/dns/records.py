@@ -324,4 +324,5 @@ def _parse_label(label: bytes) -> str | None:
         host = str(ipaddress.ip_address(text))
     except ValueError:
         return None
-    return host if _label(host).encode("ascii") == label else None
+    # Of one with a zone index Python takes the text, and then cannot tell the whole of it.
+    return host if "%" not in host and _label(host).encode("ascii") == label else None

@@ -63,6 +63,7 @@ REPLIES = {
     "reply-truncated": b"\0\7\x83\x80\0\1\0\0\0\0\0\0\7example\3org\0\0\1\0\1",
     "reply-refused-bare": b"\0\7\x81\x05\0\0\0\0\0\0\0\0",
     "pointer-to-itself": b"\0\1\1\0\0\1\0\0\0\0\0\0\xc0\x0c\0\1\0\1",
+    "address-with-zone": b"\0\7\1\0\0\1\0\0\0\0\0\0\4--%a\3web\5local\0\0\1\0\1",
     "two-questions": b"\0\1\1\0\0\2\0\0\0\0\0\0\3web\5local\0\0\1\0\1\3web\5local\0\0\x1c\0\1",
 }
 

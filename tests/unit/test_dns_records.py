@@ -130,6 +130,9 @@ def test_the_targets_of_srv_resolve() -> None:
     assert data(ask("10-0-0-1.web.local").rr) == ["A 10.0.0.1"]
     assert data(ask("FD00" + v6[4:], "AAAA").rr) == ["AAAA fd00::1"]
     assert_nothing(ask("10-0-0-1.web.local", "AAAA"), "NOERROR")
+    # A zone index (RFC 4007, 11) makes an address of it for Python, but is none of an instance's.
+    for label in ("--%a", "fe80--1%a", "fe80--1%", "%"):
+        assert_nothing(ask(f"{label}.web.local"), "NXDOMAIN")
     assert_nothing(ask(v6), "NOERROR")
 
 

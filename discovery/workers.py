@@ -73,9 +73,10 @@ class Workers:
             self._stop.is_set()  # the first sign of life
             run(self._stop)
         except BaseException as error:  # noqa: BLE001 - kept, and raised again by the main thread
-            log.error("thread_failed", thread=name, error=repr(error))
+            # First what must not fail to happen.
             self.failure = error
             self._on_failure()
+            log.error("thread_failed", thread=name, error=repr(error))
 
 
 class _StopEvent(threading.Event):

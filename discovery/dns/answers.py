@@ -1,7 +1,8 @@
 """Answers that are known without parsing the question: those given before, and others of their shape.
 
 A message seen before is answered by its bytes. Beyond that, every service's A and AAAA are the same but for
-the service's label: what was said to ``web.local`` is said to ``api.local``, once both are services.
+the service's label: what was said to ``web.local`` is said to ``api.local``, once both are services that
+the edge routes to.
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,11 @@ class Answers:
         nested = any(one.endswith(f".{other}") for one in zones for other in zones)
         self._tails = () if nested else tuple(wire.encode_name(name) for name in zones)
 
+    def is_routed(self, label: bytes) -> bool:
+        """Whether it names a service that has the edge's addresses, as every such service has."""
+        service = self.services.get(label.decode("latin-1"))
+        return service is not None and service.routed
+
     def remember(self, data: bytes, answer: bytes, qtype: int, rcode: int, count: Cell) -> None:
         """Answer this message so again."""
         if len(data) > MOST_BYTES:
@@ -57,7 +63,7 @@ class Answers:
     def _learn(self, data: bytes, answer: bytes, count: Cell) -> bool:
         """Answer messages like this one so, if its name is a service's, just below a zone."""
         after = LABEL_AT + 1 + data[LABEL_AT]
-        if data[LABEL_AT + 1 : after].decode("latin-1") not in self.services:
+        if not self.is_routed(data[LABEL_AT + 1 : after]):
             return False
         tail = next((tail for tail in self._tails if data.startswith(tail, after)), None)
         if tail is None:

@@ -94,7 +94,7 @@ class Batch:
     def receive(self) -> list[int]:
         """Wait for a message as the socket does, and take what else there is; the size of each.
 
-        None if the socket's time-out passed.
+        Empty if the socket's time-out passed.
         """
         count = self._receive()
         return self._sizes[: count * _SIZE_STEP : _SIZE_STEP].tolist() if count > 0 else []

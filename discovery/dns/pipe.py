@@ -10,6 +10,7 @@ Its end tells the other side that this one is gone, however it went.
 
 import pickle
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,20 +59,21 @@ class Reader:
 
 
 class Writer:
-    """Writes to one end without ever waiting: an agent that is stopped must not stop the answers."""
+    """Writes to one end, from any thread, without waiting: an agent that is stopped must not stop answers."""
 
     def __init__(self, pipe: socket.socket) -> None:
         self._pipe = pipe
+        self._lock = threading.Lock()
         self._unsent = bytearray()
 
     def write(self, message: Message) -> None:
         """Send, now or with a later message; not at all where the peer takes nothing for long."""
-        if len(self._unsent) < _MOST_UNSENT_BYTES:
-            self._unsent += pack(message)
-        self.flush()
+        with self._lock:
+            if len(self._unsent) < _MOST_UNSENT_BYTES:
+                self._unsent += pack(message)
+            self._flush()
 
-    def flush(self) -> None:
-        """Send what is left over."""
+    def _flush(self) -> None:
         try:
             while self._unsent:
                 del self._unsent[: self._pipe.send(self._unsent, socket.MSG_DONTWAIT)]

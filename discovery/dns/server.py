@@ -173,6 +173,7 @@ class DnsServer:
     # -- one message, with the loop's lock held
 
     def _handle(self, stream: bool, data: bytes, client: str, send: Send) -> bool:
+        began = self._clock()
         answers = self._in_force.answers
         if client not in self._access.known and not self._access.allows(client):
             return self._send(refuse(data), "refused", send) is not None
@@ -181,17 +182,18 @@ class DnsServer:
             return False
         outcome = respond(answers.zone, data, stream=stream)
         if isinstance(outcome, wire.Query):
-            return self._forward(outcome, stream, send)
+            return self._forward(outcome, stream, send, began)
         count = self._send(outcome, "local", send)
+        if count is not None:
+            self.stats.local.add(self._clock() - began)
         if count is not None and outcome is not None and outcome.qtype and not stream:
             answers.remember(data, outcome.message, outcome.qtype, outcome.rcode, count)
         return count is not None
 
-    def _forward(self, query: wire.Query, stream: bool, send: Send) -> bool:
+    def _forward(self, query: wire.Query, stream: bool, send: Send, began: float) -> bool:
         if self._upstreams.is_probe(query.labels):
             self.stats.dropped += 1
             return False
-        began = self._clock()
         self._forwarder.ask(query, stream=stream, answer=lambda reply: self._answer(reply, send, began))
         return True
 

@@ -37,6 +37,7 @@ class UdpEndpoint:
 
     What the answers in force lack goes to ``handle``, with ``lock`` held, as whoever sends a reply later must
     hold it. ``clients`` are addresses that may ask, as text and packed, known without asking ``handle``.
+    Counted is here how long the other answers took.
     """
 
     def __init__(
@@ -74,13 +75,12 @@ class UdpEndpoint:
         hit = self._in_force.answers.whole.get(data[2:])
         if hit is None or client[0] not in self._clients:
             reply = self._ask(data, client)
-            if reply is None:
-                return
-        else:
-            answer, count = hit
-            count[0] += 1
-            reply = data[:2] + answer
-        self._send(reply, client)
+            if reply is not None:
+                self._send(reply, client)
+            return
+        answer, count = hit
+        count[0] += 1
+        self._send(data[:2] + answer, client)
         self._stats.local.add(time.monotonic() - began)
 
     def _ask(self, data: bytes, client: Client) -> bytes | None:
@@ -136,7 +136,7 @@ class BatchUdpEndpoint(UdpEndpoint):
             began = clock()
             hit = in_force.answers.whole.get(data[2:size])
             if hit is None or names[host] not in clients:
-                end = self._miss(0, size)
+                hit, end = None, self._miss(0, size)
             else:
                 answer, count = hit
                 count[0] += 1
@@ -148,7 +148,7 @@ class BatchUdpEndpoint(UdpEndpoint):
                     self._stats.unsent += 1
             waited = waited + 1 if began - ended < _AT_ONCE_SECONDS else 0
             ended = clock()
-            if end:
+            if hit is not None:
                 seconds = ended - began
                 classes[int(seconds * PER_SECOND).bit_length()] += 1
                 all_seconds += seconds
@@ -163,21 +163,25 @@ class BatchUdpEndpoint(UdpEndpoint):
         answers = self._in_force.answers
         data, whole = batch.data, answers.whole
         if not batch.clients(len(sizes)) <= self._clients:
-            self._reply([self._miss(index, size) for index, size in enumerate(sizes)], began)
+            self._reply([self._miss(index, size) for index, size in enumerate(sizes)])
             return
-        replies: list[int] = []
+        misses, replies = 0, list[int]()
         for begin, size in zip(STARTS, sizes, strict=False):
             hit = whole.get(data[begin + 2 : begin + size])
             if hit is None:
-                known = self._by_shape(answers, begin, begin + size)
-                replies.append(known or self._miss(len(replies), size))
+                reply_size = self._by_shape(answers, begin, begin + size)
+                if not reply_size:
+                    misses += 1
+                    reply_size = self._miss(len(replies), size)
+                replies.append(reply_size)
                 continue
             answer, count = hit
             end = begin + 2 + len(answer)
             data[begin + 2 : end] = answer
             replies.append(end - begin)
             count[0] += 1
-        self._reply(replies, began)
+        self._reply(replies)
+        self._stats.local.add(time.monotonic() - began, len(sizes) - misses)
 
     def _by_shape(self, answers: Answers, begin: int, end: int) -> int:
         """Answer as others of its shape were; the size of the reply, 0 if there was none."""
@@ -186,7 +190,7 @@ class BatchUdpEndpoint(UdpEndpoint):
         after = label + data[label - 1]
         # A message that ends before its label is over has no rest, and so no shape.
         shape = answers.shapes.get(data[begin + 2 : label] + data[after:end])
-        if shape is None or data[label:after].decode("latin-1") not in answers.services:
+        if shape is None or not answers.is_routed(data[label:after]):
             return 0
         head, rest, tail, count = shape
         count[0] += 1
@@ -199,10 +203,9 @@ class BatchUdpEndpoint(UdpEndpoint):
             answers.whole[asked] = data[begin + 2 : end], count
         return end - begin
 
-    def _reply(self, sizes: list[int], began: float) -> None:
+    def _reply(self, sizes: list[int]) -> None:
         unsent = self._batch.reply(sizes)
         self._stats.unsent += unsent
-        self._stats.local.add(time.monotonic() - began, len(sizes) - sizes.count(0))
 
     def _miss(self, index: int, size: int) -> int:
         """Have a message handled; the size of the reply, in its place, or 0 if there is none yet."""

@@ -363,3 +363,22 @@ def dnsmasq_queries(address: Address) -> int:
     record = dnslib.DNSRecord(q=dnslib.DNSQuestion("hits.bind", dnslib.QTYPE.TXT, dnslib.CLASS.CH))
     reply = dnslib.DNSRecord.parse(record.send(*address, timeout=10))
     return int(str(reply.rr[0].rdata).strip('"'))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "0.0.0.0"])
+def test_each_answer_is_timed_once_under_who_knew_it(listen: str) -> None:
+    """A reply that was kept is still an upstream's."""
+    with Upstream(lambda message: [answer(message)]) as upstream:
+        changed = replace(SETTINGS, listen=((listen, 0),), upstreams=(upstream.address,))
+        with serving(DnsServer(changed)) as server:
+            address = "127.0.0.1", server.addresses[0][1]
+            for _ in range(10):
+                query(address, "web.local")
+                query(address, "example.org")
+            query(address, "web.local", tcp=True)
+            eventually(
+                lambda: (
+                    {origin: sum(classes) for origin, classes in server.counts().latency.items()}
+                    == {"local": 11, "forwarded": 10}
+                )
+            )

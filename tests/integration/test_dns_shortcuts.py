@@ -1,9 +1,11 @@
 """What is answered without parsing is what would have been answered with it."""
 
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import dnslib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,10 +29,15 @@ SERVICES = {
     name: Service(name, instances=(Instance("a", "10.0.0.1", 8000),))
     for name in ("web", "api", "ns", "deep", "w", "svc", "wob")
 }
+# No edge serves it, so that it has no address.
+SERVICES["udp"] = Service("udp", udp=(Instance("a", "10.0.0.1", 53),), routed=False)
 CATALOG = Catalog(7, SERVICES)
 
 labels = st.sampled_from(
-    (b"web", b"Web", b"api", b"wob", b"nos", b"w", b"ns", b"deep", b"_web", b"_tcp", b"w\xe9b")
+    (
+        *(b"web", b"Web", b"api", b"wob", b"udp", b"nos", b"w", b"ns", b"deep"),
+        *(b"_web", b"_tcp", b"w\xe9b", b"10-0-0-1", b"--%a"),
+    )
 )
 suffixes = st.sampled_from(
     ((b"local",), (b"LOCAL",), (b"svc", b"example", b"org"), (b"deep", b"local"), (b"loca",))
@@ -85,3 +92,33 @@ def test_a_burst_is_answered_as_each_message_would_be(
         seen = {reply[:2]: reply for reply in (client.recv(4096) for _ in expected)}
     for id_, reply in expected.items():
         assert seen[id_] == reply
+
+
+@pytest.mark.parametrize("first", ["web", "udp"])
+def test_what_is_learnt_of_one_kind_of_service_is_not_said_of_another(first: str) -> None:
+    """The messages wait before the server runs, so that it takes them as a batch."""
+    names = [first] * 40 + [name for name in SERVICES if len(name) == 3]
+    server = DnsServer(SETTINGS)
+    server.start()
+    server.apply(CATALOG)
+    zone = Zone(SETTINGS, CATALOG.services, CATALOG.revision)
+    expected: dict[bytes, bytes] = {}
+    stop = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.connect(server.addresses[0])
+        for number, name in enumerate(names):
+            message = number.to_bytes(2, "big") + dnslib.DNSRecord.question(f"{name}.local").pack()[2:]
+            outcome = respond(zone, message, stream=False)
+            assert isinstance(outcome, Reply)
+            expected[message[:2]] = outcome.message
+            client.send(message)
+        thread = threading.Thread(target=server.run, args=(stop,))
+        thread.start()
+        try:
+            seen = {reply[:2]: reply for reply in (client.recv(4096) for _ in expected)}
+        finally:
+            stop.set()
+            thread.join(10)
+            server.close()
+    assert seen == expected

@@ -12,6 +12,7 @@ log = structlog.get_logger(__name__)
 REREAD_SECONDS = 0.1
 """A reading takes 0.4 ms. A container asks as soon as its network is there, and musl waits on REFUSED."""
 _MOST_KNOWN = 20_000
+"""Two for each client: its text, and packed."""
 _MOST_LOGGED = 100
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
